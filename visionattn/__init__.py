@@ -1,4 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention ops for vision, tile by tile."""
+"""Attention backbones of the vision literature behind `timm.create_model`; importing this registers them."""
+
+from .models import ModelInfo, create_model, info, list_models, load_checkpoint
 
 __version__ = "0.1.0"
+
+__all__ = ["ModelInfo", "__version__", "create_model", "info", "list_models", "load_checkpoint"]

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models agree with what their references computed: weights through the key map, outputs, gradients, counts."""
+
+import functools
+import math
+
+import pytest
+import records
+import torch
+
+import visionattn
+from visionattn.models import FAMILIES, convert
+
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
+
+
+@functools.cache
+def load(path):
+    return records.load(path)
+
+
+def pytest_generate_tests(metafunc):
+    found = {p: load(p) for p in records.paths(metafunc.config)}
+    found = {p: r for p, r in found.items() if "state" in r}
+    if "family" in metafunc.fixturenames:
+        metafunc.parametrize("family", sorted({r["family"] for r in found.values() if not families_of(r)}))
+    if "path" not in metafunc.fixturenames:
+        return
+    wanted = {test_outputs_and_gradients_agree: has_runs, test_published_weights_have_one_name: is_published}
+    condition = wanted.get(metafunc.function, lambda record: True)
+    paths = [p for p, record in found.items() if families_of(record) and condition(record)]
+    metafunc.parametrize("path", paths, ids=[f"{p.parent.name}-{p.name.removesuffix('.json.gz')}" for p in paths])
+
+
+def has_runs(record):
+    """Large variants have names and counts only."""
+    return bool(record["runs"])
+
+
+def families_of(record):
+    return [f for f in FAMILIES.values() if f.records == record["family"]]
+
+
+def is_published(record):
+    return bool(record["checkpoints"]) and "pretrain_img_size" not in record["config"]
+
+
+def build(record):
+    """Model of a record and its family; a record that no family of that name can build is a failure."""
+    families = families_of(record)
+    built = [(f, model) for f in families if (model := f.from_reference(record)) is not None]
+    assert len(built) == 1, f"{len(built)} families of {[f.name for f in families]} built {record['source']}"
+    return built[0]
+
+
+def build_on_meta(record):
+    with torch.device("meta"):
+        return build(record)
+
+
+def loaded(record):
+    """Model that holds the record's weights; the key map accounts for every entry and every parameter."""
+    family, model = build_on_meta(record)
+    entries = records.state_dict(record, constants=True)
+    model.load_state_dict(convert(entries, model, family.key_maps), strict=True, assign=True)
+    return model.eval()
+
+
+def outputs_of(model, x, keys):
+    """The record's outputs: logits, raw stage maps, or the features that a dense head gets."""
+    maps = [key for key in keys if key != "logits"]
+    stages = [int(key.split(".")[1]) for key in maps]
+    features = model.forward_intermediates(x, indices=stages, intermediates_only=True) if stages else []
+    named = dict(zip(maps, features, strict=True))
+    return named | ({"logits": model(x)} if "logits" in keys else {})
+
+
+def check_run(model, run, dtype, tolerance):
+    has_gradients = run["grad_input"] is not None
+    x = records.image(run["input"], dtype).requires_grad_(has_gradients)
+    with torch.set_grad_enabled(has_gradients):
+        outputs = outputs_of(model, x, list(run["outputs"]))
+    errors = {key: records.error(outputs[key], digest) for key, digest in run["outputs"].items()}
+    assert max(errors.values()) <= tolerance, errors
+    if not has_gradients:
+        return
+    key = "logits" if "logits" in outputs else max(outputs)
+    model.zero_grad()
+    (outputs[key] * records.cotangent(outputs[key].shape, dtype)).sum().backward()
+    assert records.error(x.grad, run["grad_input"]) <= tolerance
+    total = math.sqrt(sum(p.grad.double().pow(2).sum().item() for p in model.parameters() if p.grad is not None))
+    assert total == pytest.approx(run["grad_total_l2"], rel=tolerance, abs=1e-12)
+
+
+def test_records_of_other_families_are_not_checked(family):
+    pytest.skip(f"family {family} is not in the zoo")
+
+
+def test_outputs_and_gradients_agree(path):
+    record = load(path)
+    model = loaded(record)
+    for dtype, tolerance in TOLERANCES.items():
+        for run in record["runs"]:
+            check_run(model.to(dtype), run, dtype, tolerance)
+
+
+def test_counts_and_names_agree(path):
+    record = load(path)
+    family, model = build_on_meta(record)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert trainable == record["num_params"]
+    with torch.device("meta"):
+        entries = {name: torch.empty(shape) for name, shape, _ in record["state"]}
+        converted = convert(entries, model, family.key_maps)
+    assert {k: v.shape for k, v in converted.items()} == {k: v.shape for k, v in model.state_dict().items()}
+
+
+def test_published_weights_have_one_name(path):
+    record = load(path)
+    rows = [visionattn.info(name) for name in visionattn.list_models(tags=True)]
+    rows = [row for row in rows if row.reference == record["variant"]]
+    assert len(rows) == 1
+    row = rows[0]
+    family, reference = build_on_meta(record)
+    assert row.family == family.name
+    with torch.device("meta"):
+        ours = visionattn.create_model(row.name)
+    assert shapes(ours) == shapes(reference)
+    assert sum(p.numel() for p in ours.parameters()) == record["num_params"]
+    assert drop_paths(ours) == drop_paths(reference)
+    assert mixers(ours) == mixers(reference)
+    assert row.urls[0] == record["checkpoints"][0]["url"]
+    published = {"params_m": row.params_m, "gflops": row.gflops, "top1": row.top1, "top5": row.top5}
+    reported = {k.replace("flops_g", "gflops"): v for k, v in record["reported"].items()}
+    assert all(published[k] == v for k, v in reported.items() if k in published)
+
+
+def shapes(model):
+    return {name: tuple(t.shape) for name, t in model.state_dict().items()}
+
+
+def drop_paths(model):
+    return [getattr(block.drop_path, "drop_prob", 0.0) for block in model.modules() if hasattr(block, "drop_path")]
+
+
+def mixers(model):
+    """What no shape shows: dilations, shifts, scales."""
+    names = ("kernel_size", "dilation", "window_size", "shift", "shift_small_maps", "map_size", "scale")
+    return [[getattr(b.attn, n, None) for n in names] for b in model.modules() if hasattr(b, "attn")]

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The registry: names, what is known of them, and what a user with a wrong name is told."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+import visionattn
+from visionattn.models import FAMILIES, Pyramid
+from visionattn.models._card import card, render
+
+PAGES = sorted((Path(__file__).parents[2] / "docs" / "models").glob("*.md"))
+
+
+def test_patterns_list_names_with_and_without_prefix():
+    names = visionattn.list_models("va_nat_*")
+    assert names[:2] == ["va_nat_mini", "va_nat_tiny"]
+    assert visionattn.list_models("nat_*") == names
+    assert visionattn.list_models("nothing*") == []
+    assert visionattn.list_models("va_swin_large", tags=True) == []
+    assert visionattn.list_models("va_swin_large.*", tags=True) == [
+        "va_swin_large.in22k_ft_in1k",
+        "va_swin_large.in22k",
+    ]
+
+
+def test_info_gives_the_published_facts_of_the_tag():
+    info = visionattn.info("va_dinat_large.in22k")
+    assert (info.reference, info.top1, info.params_m, info.gflops) == ("dinat_large_21k", None, 200, 30.6)
+    assert info.args["drop_path_rate"] == 0.2 and info.arxiv == "2209.15001" and info.license == "mit"
+    default = visionattn.info("va_dinat_large")
+    assert default.tag == "in22k_ft_in1k" and default.top1 == 86.6 and default.args["drop_path_rate"] == 0.35
+    assert visionattn.info("va_swin_tiny_c24").input_size == (3, 256, 256)
+
+
+@pytest.mark.parametrize("ask", [visionattn.info, visionattn.create_model])
+def test_unknown_names_and_tags_offer_the_nearest(ask):
+    with pytest.raises(ValueError, match=r"unknown model 'va_nat_tinny'; did you mean va_nat_tiny"):
+        ask("va_nat_tinny")
+    with pytest.raises(ValueError, match=r"unknown tag of va_nat_tiny 'in2k'; did you mean in1k\?"):
+        ask("va_nat_tiny.in2k")
+
+
+def test_create_model_serves_timms_names_too():
+    assert visionattn.create_model("test_vit", num_classes=3).num_classes == 3
+    with pytest.raises(ValueError, match="resnet50"):
+        visionattn.create_model("resnet500")
+
+
+def test_a_tag_brings_its_own_arguments():
+    args = dict(embed_dim=16, depths=(2, 2, 1, 1), num_heads=(1, 2, 2, 4))
+    rates = {}
+    for tag in ("in1k", "in22k"):
+        model = timm.create_model(f"va_swin_tiny.{tag}", **args)
+        rates[tag] = (model.stages[-1].blocks[-1].drop_path.drop_prob, model.num_classes)
+    assert rates == {"in1k": (0.2, 1000), "in22k": (0.1, 21841)}
+
+
+def test_unknown_parts_offer_the_nearest():
+    with pytest.raises(ValueError, match="unknown mixer 'neighbourhood'; did you mean neighborhood"):
+        timm.create_model("va_nat_tiny", mixers="neighbourhood")
+    with pytest.raises(ValueError, match="unknown stem 'cnv'; did you mean conv"):
+        timm.create_model("va_nat_tiny", stem="cnv")
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (dict(num_heads=(3, 4, 8, 16)), "num_heads=3 must be a positive divisor of dim=64"),
+        (dict(num_heads=(2, 4)), r"num_heads=\(2, 4\) must have one entry for each of the 4 stages"),
+        (dict(dilations=((1, 1),)), "dilations=.* must give every block one"),
+        (dict(depths=(0, 1, 1, 1)), r"depths=\(0, 1, 1, 1\)"),
+        (dict(output_norms=(0, 4)), r"output_norms=\(0, 4\) must name stages 0..3"),
+        (dict(num_classes=-1), "num_classes=-1"),
+        (dict(in_chans=0), "in_chans=0"),
+        (dict(kernel_size=0), "must be positive"),
+    ],
+    ids=str,
+)
+def test_bad_arguments_are_named(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        timm.create_model("va_nat_tiny", **kwargs)
+
+
+def test_any_mixer_fits_the_host():
+    args = dict(depths=(1, 1, 1, 1), dims=(16, 32, 32, 64), num_heads=(1, 2, 2, 4), num_classes=5)
+    kinds = ("window", "neighborhood", "global", "global")
+    options = ({"window_size": 4, "shift": 2}, {"kernel_size": 3}, {"map_size": 4}, {"map_size": 2})
+    model = Pyramid(mixers=kinds, mixer_args=lambda stage, block: options[stage], **args)
+    assert model(torch.randn(2, 3, 61, 75)).shape == (2, 5)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_cards_are_current(page):
+    assert render(page.read_text()) == page.read_text()
+
+
+def test_every_family_has_a_card():
+    text = "".join(page.read_text() for page in PAGES)
+    assert all(card(name) in text for name in FAMILIES)

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Initial values that the references share."""
+
+from timm.layers import trunc_normal_
+from torch import Tensor, nn
+
+
+def init_table(tensor: Tensor) -> None:
+    """Truncated normal of standard deviation 0.02, cut at 2: linear weights, position tables."""
+    if not tensor.is_meta:  # there is nothing to draw, and tracing the draw would dominate building on that device
+        trunc_normal_(tensor, std=0.02)
+
+
+def init_linear(module: nn.Module) -> None:
+    """`init_table` weights and zero biases for a linear layer; other modules are left alone."""
+    if isinstance(module, nn.Linear):
+        init_table(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Model cards: the part of `docs/models/*.md` that the registry knows.
+
+    python -m visionattn.models._card docs/models/*.md
+
+rewrites the generated blocks of these files, which stand between `<!-- card: FAMILY -->` and `<!-- /card -->`.
+"""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+from visionattn.layers import pick
+
+from ._registry import FAMILIES, ModelInfo, info, list_models
+
+BLOCK = re.compile(r"<!-- card: (\w+) -->\n.*?<!-- /card -->", re.DOTALL)
+
+
+def card(family: str) -> str:
+    """Markdown facts of a family: papers, licence, and a table of its models with published figures.
+
+    Raises:
+        ValueError: If there is no such family.
+    """
+    facts = pick("family", family, FAMILIES)
+    papers = ", ".join(f"[{p.title}]({p.url})" for p in facts.papers)
+    rows = [row for name in list_models(tags=True) if (row := info(name)).family == family]
+    lines = [
+        f"**{facts.title}.** Paper: {papers}. Reference: <{facts.origin}>. Licence of code and weights: "
+        f"{facts.license.upper()}.",
+        "",
+        "| model | image | parameters, M | multiply-adds, G | top-1 | top-5 | weights |",
+        "|---|---|---|---|---|---|---|",
+        *map(_table_row, rows),
+        "",
+        "Figures are the authors'; they were not measured again.",
+    ]
+    notes = sorted({row.note for row in rows if row.note is not None})
+    return "\n".join([*lines, *(f"\n{note}." for note in notes)])
+
+
+def _table_row(row: ModelInfo) -> str:
+    figures = (row.params_m, row.gflops, row.top1, row.top5)
+    cells = ["–" if figure is None else f"{figure:g}" for figure in figures]
+    return f"| `{row.name}` | {row.input_size[1]} | {' | '.join(cells)} | [{row.reference}]({row.urls[0]}) |"
+
+
+def render(page: str) -> str:
+    """Page with its generated blocks brought up to date."""
+    return BLOCK.sub(lambda m: f"<!-- card: {m[1]} -->\n{card(m[1])}\n<!-- /card -->", page)
+
+
+def main(paths: list[str]) -> None:
+    """Rewrites the generated blocks of files in place."""
+    for path in map(Path, paths):
+        draft = path.with_suffix(".tmp")
+        draft.write_text(render(path.read_text()))
+        os.replace(draft, path)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

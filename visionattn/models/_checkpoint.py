@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints in other people's names: declarative key maps, the files themselves, and one error that says it all."""
+
+import argparse
+import logging
+import math
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from visionattn.layers import resize_table
+
+from ._base import VisionModel
+
+_logger = logging.getLogger(__name__)
+
+# (tensor of the file, our tensor) -> tensor in our layout
+Transform = Callable[[Tensor, Tensor], Tensor]
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state", "model_state_dict")
+PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.")
+
+
+@dataclass(frozen=True)
+class KeyMap:
+    """How one publisher's state dict becomes ours.
+
+    Args:
+        name: Whose names these are, for messages.
+        keys: `(pattern, replacement)` or `(pattern, replacement, transform)`, applied to every name in order, as
+            `re.sub` does; each may match, so that one rule can rename a prefix and another the end.
+        constants: Patterns of entries that the model derives by itself: index tables, masks.
+    """
+
+    name: str
+    keys: tuple[tuple[Any, ...], ...]
+    constants: tuple[str, ...] = ()
+
+    def rename(self, name: str) -> tuple[str, list[Transform]]:
+        """Our name of an entry, and the transforms its tensor needs."""
+        transforms: list[Transform] = []
+        for pattern, replacement, *rest in self.keys:
+            name, hits = re.subn(pattern, replacement, name)
+            if hits and rest:
+                transforms.extend(rest)
+        return name, transforms
+
+    def is_constant(self, name: str) -> bool:
+        """Whether an entry of the file is derived and not loaded."""
+        return any(re.search(pattern, name) for pattern in self.constants)
+
+
+OURS = KeyMap("visionattn", ())
+
+
+@dataclass
+class _Attempt:
+    """What one key map makes of a state dict."""
+
+    converted: dict[str, Tensor] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    misshaped: list[str] = field(default_factory=list)
+
+    @property
+    def faults(self) -> int:
+        return len(self.missing) + len(self.unexpected) + len(self.misshaped)
+
+
+def convert(
+    state_dict: Mapping[str, Tensor],
+    model: VisionModel,
+    key_maps: Iterable[KeyMap] = (),
+    *,
+    free: Iterable[str] = (),
+    source: str = "the checkpoint",
+) -> dict[str, Tensor]:
+    """State dict of `model`, made of a published one.
+
+    Our own names pass through; else the key map that fits best is used. Bias and position tables of another size are
+    resized bicubically. Norms of intermediate outputs, which classification checkpoints lack, keep the model's values.
+
+    Args:
+        state_dict: Entries of the file, wrappers and prefixes as they come.
+        model: Model to load into.
+        key_maps: Publishers' names to try.
+        free: Prefixes of our names that may be missing or differ in shape, since the caller adapts them.
+        source: Where the entries come from, for messages.
+
+    Returns:
+        An entry for every parameter and buffer of `model` that is not free.
+
+    Raises:
+        ValueError: If an entry is left over, missing or of another shape; all of them are listed.
+    """
+    entries = unwrap(state_dict, source)
+    attempts = [(key_map, _attempt(entries, model, key_map, tuple(free))) for key_map in (OURS, *key_maps)]
+    key_map, best = min(attempts, key=lambda pair: pair[1].faults)
+    if best.faults:
+        raise ValueError(_complaint(best, key_map, source))
+    return best.converted
+
+
+def _attempt(entries: Mapping[str, Tensor], model: VisionModel, key_map: KeyMap, free: tuple[str, ...]) -> _Attempt:
+    targets = model.state_dict()
+    last_norm = f"output_norms.{len(model.levels) - 1}."  # it is the final norm: one set of weights for both uses
+    result = _Attempt()
+    for name, tensor in entries.items():
+        if key_map.is_constant(name):
+            continue
+        ours, transforms = key_map.rename(name)
+        ours = ours.replace(last_norm, "norm.")
+        if ours not in targets:
+            if not ours.startswith(free or ("\0",)):
+                result.unexpected.append(f"{name} {tuple(tensor.shape)}")
+            continue
+        target = targets[ours]
+        for transform in transforms:
+            tensor = transform(tensor, target)
+        tensor = _resized(ours, tensor, target)
+        if tensor.shape != target.shape and not ours.startswith(free or ("\0",)):
+            result.misshaped.append(f"{name} {tuple(tensor.shape)} where {tuple(target.shape)} is needed")
+        result.converted[ours] = tensor
+    for name, target in targets.items():
+        if name in result.converted or name.startswith(free or ("\0",)):
+            continue
+        if name.startswith("output_norms."):
+            result.converted[name] = target
+        else:
+            result.missing.append(f"{name} {tuple(target.shape)}")
+    return result
+
+
+def _resized(name: str, tensor: Tensor, target: Tensor) -> Tensor:
+    """Tables whose last two axes are positions fit any model: they are resized."""
+    is_table = name.endswith(".rpb") or name == "pos_embed.table"
+    if not is_table or tensor.ndim != 3 or tensor.shape == target.shape or tensor.shape[0] != target.shape[0]:
+        return tensor
+    return resize_table(tensor, (target.shape[1], target.shape[2]))
+
+
+def grid_of(count: int, target: tuple[int, int]) -> tuple[int, int] | None:
+    """`(height, width)` of a flattened table: the target's where the count fits, else a square; None if neither."""
+    if target[0] * target[1] == count:
+        return target
+    side = math.isqrt(count)
+    return (side, side) if side * side == count else None
+
+
+def _complaint(attempt: _Attempt, key_map: KeyMap, source: str) -> str:
+    lines = [f"{source} does not fit the model (read with {key_map.name} names):"]
+    for what, entries in (
+        ("missing", attempt.missing),
+        ("unexpected", attempt.unexpected),
+        ("mis-shaped", attempt.misshaped),
+    ):
+        if entries:
+            more = f", and {len(entries) - 5} more" if len(entries) > 5 else ""
+            lines.append(f"  {len(entries)} {what}: {'; '.join(entries[:5])}{more}")
+    return "\n".join(lines)
+
+
+def unwrap(checkpoint: Any, source: str = "the checkpoint") -> dict[str, Tensor]:
+    """Named tensors of a checkpoint, without the dictionaries and name prefixes that training code wraps them in.
+
+    Raises:
+        ValueError: If there are no named tensors inside.
+    """
+    while isinstance(checkpoint, Mapping):
+        inner = next((w for w in WRAPPERS if isinstance(checkpoint.get(w), Mapping)), None)
+        if inner is None:
+            break
+        checkpoint = checkpoint[inner]
+    if not isinstance(checkpoint, Mapping) or len(checkpoint) == 0:
+        raise ValueError(f"{source} is no checkpoint: it holds {type(checkpoint).__name__}, not named tensors")
+    alien = [str(k) for k, v in checkpoint.items() if not (isinstance(k, str) and isinstance(v, Tensor))]
+    if alien:
+        raise ValueError(f"{source} is no state dict: {len(alien)} entries are no tensors, e.g. {alien[0]!r}")
+    entries = dict(checkpoint)
+    while True:
+        prefix = next((p for p in PREFIXES if any(k.startswith(p) for k in entries)), None)
+        if prefix is None:
+            return entries
+        kept = {k[len(prefix) :]: v for k, v in entries.items() if k.startswith(prefix)}
+        if len(kept) < len(entries):
+            _logger.info("%s: left out %d entries without prefix %r", source, len(entries) - len(kept), prefix)
+        entries = kept
+
+
+# What torch, pickle and safetensors raise on files that are damaged or something else.
+READ_ERRORS = (RuntimeError, EOFError, KeyError, AttributeError, TypeError, IndexError, UnicodeDecodeError, ValueError,
+               pickle.UnpicklingError, zipfile.BadZipFile, SafetensorError)  # fmt: skip
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> Any:
+    """Contents of a `.pth`, `.pt` or `.safetensors` file, read without running any code in it.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is truncated, is something else, or holds pickled objects other than tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        # timm's training script stores its arguments beside the weights.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            mapped = zipfile.is_zipfile(path)  # the current format: tensors are paged in when they are copied
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} is refused: it is no plain file of tensors (damaged, or it holds pickled code): {_brief(error)}"
+        ) from error
+    except READ_ERRORS as error:
+        raise ValueError(f"{path} is no readable checkpoint (truncated, or another format): {_brief(error)}") from error
+
+
+def check_file(path: str | os.PathLike[str]) -> None:
+    """Raises what `read_checkpoint` and `unwrap` raise on the file."""
+    unwrap(read_checkpoint(path), str(path))
+
+
+def _brief(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]

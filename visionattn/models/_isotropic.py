@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ViT-like host: patches, then blocks around any token mixer at one resolution."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from visionattn.layers import Block, PatchStem, create_mixer, init_linear
+
+from ._base import VisionModel, drop_path_rates
+
+
+class Isotropic(VisionModel):
+    """Backbone of blocks on one map of patches; every block's output is a feature at the stride of the patches.
+
+    Args:
+        depth: Number of blocks.
+        dim: Channels of the map.
+        num_heads: Heads of the mixers.
+        patch_size: Side of a patch.
+        patch_norm: Whether a LayerNorm follows the patch embedding.
+        in_chans: Channels of the image.
+        num_classes: Classes of the head; 0 for none.
+        global_pool: Pooling of the head, as timm names it.
+        mixer: Name of the token mixer, one of `visionattn.layers.MIXERS`.
+        mixer_args: Arguments of the mixers: a mapping, or a function of the block's index that returns one.
+        mlp_ratio: Hidden width of the MLPs over the channels.
+        drop_rate: Dropout before the classifier.
+        proj_drop_rate: Dropout after the stem, after attention projections and in MLPs.
+        drop_path_rate: Drop-path rate of the last block, rising linearly from 0.
+
+    Raises:
+        ValueError: If `depth` is not positive or the mixer's name is unknown.
+    """
+
+    levels_name = "blocks"
+
+    def __init__(
+        self,
+        depth: int,
+        dim: int,
+        num_heads: int,
+        patch_size: int = 16,
+        patch_norm: bool = True,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        mixer: str = "neighborhood",
+        mixer_args: Mapping[str, Any] | Callable[[int], Mapping[str, Any]] | None = None,
+        mlp_ratio: float = 4.0,
+        drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__(in_chans, num_classes)
+        if depth < 1:
+            raise ValueError(f"depth={depth} must be at least 1")
+        self.stem = PatchStem(in_chans, dim, patch_size, patch_norm)
+        self.pos_drop = nn.Dropout(proj_drop_rate)
+        self.blocks = nn.ModuleList()
+        for i, rate in enumerate(drop_path_rates(drop_path_rate, [depth])[0]):
+            args = mixer_args(i) if callable(mixer_args) else (mixer_args or {})
+            mixer_module = create_mixer(mixer, dim, num_heads, proj_drop=proj_drop_rate, **args)
+            self.blocks.append(Block(dim, mixer_module, mlp_ratio, None, proj_drop_rate, rate))
+        self.feature_info = [{"num_chs": dim, "reduction": patch_size, "module": f"blocks.{i}"} for i in range(depth)]
+        self.norm = nn.LayerNorm(dim)
+        self._add_head(dim, global_pool, drop_rate)
+        self.apply(init_linear)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Layers for layer-wise decay of the learning rate, as timm's regular expressions; `coarse` changes nothing."""
+        return {"stem": r"^stem|^pos_embed", "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]}

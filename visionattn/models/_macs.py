@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Multiply-accumulates of a model, as papers count them."""
+
+import copy
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
+    """Multiply-accumulates of one image's forward pass: convolutions, linear layers and attention products.
+
+    Attention is counted by its definition, keys seen times channels, not by what a backend happens to compute.
+
+    Args:
+        model: Model; its weights are neither read nor changed.
+        input_size: `(C, H, W)` of the image.
+    """
+    model = copy.deepcopy(model).to("meta").eval()
+    attention: list[int] = []
+    for module in model.modules():
+        if hasattr(module, "attention_macs"):
+            module.forward = partial(_projections, module, attention)  # type: ignore[method-assign]
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.empty(1, *input_size, device="meta"))
+    return counter.get_total_flops() // 2 + sum(attention)
+
+
+def _projections(mixer: Any, attention: list[int], x: Tensor) -> Tensor:
+    """The mixer without its attention, which is noted down instead."""
+    attention.append(mixer.attention_macs(x.shape[1], x.shape[2]))
+    return mixer.project_out(mixer.project_in(x)[2])

@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What exists: families, their variants, the published weights and figures; and how timm gets to know them."""
+
+import fnmatch
+import os
+import pickle
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import timm
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
+from torch import Tensor, nn
+
+from visionattn.layers import unknown
+
+from ._base import VisionModel
+from ._checkpoint import KeyMap, check_file, convert, read_checkpoint
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Where a family was published."""
+
+    title: str
+    arxiv: str
+
+    @property
+    def url(self) -> str:
+        """Address of the paper."""
+        return f"https://arxiv.org/abs/{self.arxiv}"
+
+
+@dataclass(frozen=True)
+class Published:
+    """One set of published weights and the figures given with it.
+
+    Args:
+        reference: The reference's own name of this model.
+        url: The authors' file.
+        top1: ImageNet-1K top-1 accuracy in percent.
+        top5: Top-5 accuracy in percent.
+        params_m: Parameters in millions, as published (rounded).
+        gflops: Multiply-accumulates of one image in billions, as published (rounded).
+        size: Side of the images that the figures hold for.
+        crop_pct: Share of the resized image that the centre crop takes.
+        num_classes: Classes of the head.
+        args: Constructor arguments in which these weights' model differs from the variant.
+        note: What a user must know about the file.
+    """
+
+    reference: str
+    url: str
+    top1: float | None = None
+    top5: float | None = None
+    params_m: float | None = None
+    gflops: float | None = None
+    size: int = 224
+    crop_pct: float = 0.875
+    num_classes: int = 1000
+    args: Mapping[str, Any] = field(default_factory=dict)
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Family:
+    """A published architecture.
+
+    Args:
+        name: Family name, also of its model card.
+        title: Name for people.
+        papers: Where it was published.
+        license: Licence of the authors' code and weights.
+        origin: The authors' repository.
+        build: Makes a model from constructor arguments.
+        key_maps: Names of the publishers' checkpoints.
+        records: Family name under which golden records are kept.
+        from_reference: Makes the model of a golden record from the reference's constructor arguments; None where the
+            record is of another family that shares `records`.
+        first_conv: Name of the first convolution.
+        micros: Arguments that shrink a model of the family to seconds on a CPU, by model name; for tests and trials.
+    """
+
+    name: str
+    title: str
+    papers: tuple[Paper, ...]
+    license: str
+    origin: str
+    build: Callable[..., VisionModel]
+    key_maps: tuple[KeyMap, ...]
+    records: str
+    from_reference: Callable[[Mapping[str, Any]], VisionModel | None]
+    first_conv: str = "stem.proj"
+    micros: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What the registry knows of one model name; figures are the published ones.
+
+    `name` carries the tag of the weights that the figures belong to; `args` are the constructor arguments.
+    """
+
+    name: str
+    architecture: str
+    tag: str
+    tags: tuple[str, ...]
+    family: str
+    reference: str
+    input_size: tuple[int, int, int]
+    num_classes: int
+    top1: float | None
+    top5: float | None
+    params_m: float | None
+    gflops: float | None
+    paper: str
+    arxiv: str
+    license: str
+    urls: tuple[str, ...]
+    note: str | None
+    args: Mapping[str, Any]
+
+
+FAMILIES: dict[str, Family] = {}
+_FAMILY_OF: dict[str, str] = {}
+_ARGS: dict[str, Mapping[str, Any]] = {}
+_WEIGHTS: dict[str, dict[str, Published]] = {}
+
+
+def register(
+    module: str, family: Family, variants: Mapping[str, Mapping[str, Any]], weights: Mapping[str, Published]
+) -> None:
+    """Adds a family to the zoo and its models to timm.
+
+    Args:
+        module: `__name__` of the family's file.
+        family: The family.
+        variants: Constructor arguments by model name.
+        weights: Published weights by `name.tag`; a variant's first ones are its default.
+    """
+    FAMILIES[family.name] = family
+    target: Any = sys.modules[module]
+    cfgs: dict[str, Any] = {name: _pretrained_cfg(family, row) for name, row in weights.items()}
+    target.default_cfgs = {**getattr(target, "default_cfgs", {}), **generate_default_cfgs(cfgs)}
+    for name, args in variants.items():
+        _FAMILY_OF[name], _ARGS[name] = family.name, args
+        _WEIGHTS[name] = {key.split(".", 1)[1]: row for key, row in weights.items() if key.split(".", 1)[0] == name}
+        entry = partial(_create, name)
+        entry.__name__, entry.__module__ = name, module  # type: ignore[attr-defined]
+        entry.__doc__ = f"{family.title}, {name}."
+        register_model(entry)
+        setattr(target, name, entry)
+
+
+def _pretrained_cfg(family: Family, row: Published) -> dict[str, Any]:
+    return {
+        "url": row.url,
+        "num_classes": row.num_classes,
+        "input_size": (3, row.size, row.size),
+        "crop_pct": row.crop_pct,
+        "interpolation": "bicubic",
+        "mean": IMAGENET_MEAN,
+        "std": IMAGENET_STD,
+        "first_conv": family.first_conv,
+        "classifier": "head.fc",
+        "license": family.license,
+        "origin_url": family.origin,
+        "paper_name": family.papers[0].title,
+        "paper_ids": tuple(f"arXiv:{p.arxiv}" for p in family.papers),
+        "description": row.note,
+    }
+
+
+def _create(
+    name: str,
+    pretrained: bool = False,
+    pretrained_cfg: Any = None,
+    pretrained_cfg_overlay: dict[str, Any] | None = None,
+    features_only: bool = False,
+    **kwargs: Any,
+) -> nn.Module:
+    """Entry point of every model: variant, tag and user arguments, in this order, then timm's builder."""
+    family = FAMILIES[_FAMILY_OF[name]]
+    cfg = resolve_pretrained_cfg(name, pretrained_cfg, dict(pretrained_cfg_overlay or {}))
+    row = _WEIGHTS[name].get(cfg.tag or "")
+    args = {**_ARGS[name], **(row.args if row is not None else {}), **kwargs}
+    out_indices = tuple(range(len(args["depths"]))) if "depths" in args else 3
+    if pretrained and cfg.file and not cfg.state_dict:
+        check_file(cfg.file)
+    source = str(cfg.file or cfg.url)
+    try:
+        return build_model_with_cfg(
+            family.build,
+            name,
+            pretrained,
+            pretrained_cfg=pretrained_cfg,
+            pretrained_cfg_overlay=pretrained_cfg_overlay,
+            features_only=features_only,
+            feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
+            pretrained_filter_fn=partial(_convert_for, family=family, features_only=features_only, source=source),
+            **args,
+        )
+    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        # What torch raises on a downloaded file that is cut short or holds more than tensors.
+        if not (pretrained and cfg.url):
+            raise
+        raise ValueError(f"{source} cannot be loaded (damaged, or it holds pickled code): {error}") from error
+
+
+def _convert_for(
+    state_dict: Mapping[str, Tensor], model: VisionModel, *, family: Family, features_only: bool, source: str
+) -> dict[str, Tensor]:
+    """Converts, leaving to timm what timm adapts: a head of another class count and another number of channels."""
+    cfg = model.pretrained_cfg
+    free = []
+    if features_only or model.num_classes != cfg["num_classes"]:
+        free.append("head.")
+    if model.in_chans != cfg["input_size"][0]:
+        free.append(f"{cfg['first_conv']}.weight")
+    return convert(state_dict, model, family.key_maps, free=free, source=source)
+
+
+def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Loads a file into a model of the zoo: our names or the authors', with or without wrappers and prefixes.
+
+    Args:
+        model: Model made by `create_model`, not wrapped for features.
+        path: `.pth`, `.pt` or `.safetensors`; never runs code in it.
+
+    Raises:
+        TypeError: If `model` is not a model of the zoo.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file cannot be read or does not fit; says which entries are at fault. The model then keeps
+            its weights.
+    """
+    if not isinstance(model, VisionModel):
+        raise TypeError(
+            f"model is {type(model).__name__}, not a model of the zoo; weights of a features_only model are loaded "
+            "by create_model(..., pretrained=True, pretrained_cfg_overlay=dict(file=...))"
+        )
+    key_maps = [m for family in _families_of(model) for m in family.key_maps]
+    free = ("head.",) if model.num_classes == 0 else ()
+    converted = convert(read_checkpoint(path), model, key_maps, free=free, source=str(path))
+    model.load_state_dict(converted)
+
+
+def _families_of(model: VisionModel) -> list[Family]:
+    name = getattr(model, "pretrained_cfg", {}).get("architecture", "")
+    return [FAMILIES[_FAMILY_OF[name]]] if name in _FAMILY_OF else list(FAMILIES.values())
+
+
+def create_model(name: str, **kwargs: Any) -> nn.Module:
+    """`timm.create_model`, with an error that offers the nearest names.
+
+    Args:
+        name: A name of the zoo or of timm, with or without a tag.
+        **kwargs: As `timm.create_model` takes them.
+
+    Raises:
+        ValueError: If there is no such model or tag.
+    """
+    if ":" not in name and not timm.is_model(name):
+        raise ValueError(unknown("model", name, [*list_models(), *timm.list_models()]))
+    if name.split(".", 1)[0] in _WEIGHTS:
+        info(name)
+    return timm.create_model(name, **kwargs)
+
+
+def list_models(pattern: str = "*", tags: bool = False) -> list[str]:
+    """Names of the zoo that match a shell pattern, in order of registration.
+
+    Args:
+        pattern: Shell pattern; `va_` may be left out.
+        tags: List `name.tag` for every set of weights instead of names.
+    """
+    names = [f"{name}.{tag}" for name, rows in _WEIGHTS.items() for tag in rows] if tags else list(_WEIGHTS)
+    return [n for n in names if fnmatch.fnmatch(n, pattern) or fnmatch.fnmatch(n, f"va_{pattern}")]
+
+
+def info(name: str) -> ModelInfo:
+    """What is known of a model, with the published figures of its default weights or of the tag given.
+
+    Raises:
+        ValueError: If there is no such name or tag; the nearest are offered.
+    """
+    architecture, _, tag = name.partition(".")
+    if architecture not in _WEIGHTS:
+        raise ValueError(unknown("model", name, list_models()))
+    rows = _WEIGHTS[architecture]
+    tag = tag or next(iter(rows))
+    if tag not in rows:
+        raise ValueError(unknown(f"tag of {architecture}", tag, rows))
+    row, family = rows[tag], FAMILIES[_FAMILY_OF[architecture]]
+    return ModelInfo(
+        name=f"{architecture}.{tag}",
+        architecture=architecture,
+        tag=tag,
+        tags=tuple(rows),
+        family=family.name,
+        reference=row.reference,
+        input_size=(3, row.size, row.size),
+        num_classes=row.num_classes,
+        top1=row.top1,
+        top5=row.top5,
+        params_m=row.params_m,
+        gflops=row.gflops,
+        paper=family.papers[0].title,
+        arxiv=family.papers[0].arxiv,
+        license=family.license,
+        urls=(row.url,),
+        note=row.note,
+        args={**_ARGS[architecture], **row.args},
+    )
