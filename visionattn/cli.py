@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: `visionattn train | evaluate | predict | export | zoo | doctor`."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import importlib.metadata
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    name="visionattn",
+    help="Attention backbones of the vision literature: train, evaluate, export.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+# Module to import, and the extra that brings it.
+EXTRAS = {
+    "mmengine": "train",
+    "albumentations": "train",
+    "cv2": "train",
+    "sklearn": "train",
+    "tensorboard": "train",
+    "matplotlib": "viz",
+    "onnx": "export",
+    "onnxscript": "export",
+    "onnxruntime": "export",
+    "mmcv": "detection",
+    "mmdet": "detection",
+    "pycocotools": "detection",
+    "mmseg": "segmentation",
+    "ftfy": "segmentation",
+}
+DISTRIBUTIONS = {
+    "cv2": "opencv-python-headless",
+    "sklearn": "scikit-learn",
+    "mmcv": "mmcv-lite",
+    "mmseg": "mmsegmentation",
+}
+
+ZOO_COLUMNS = ["model", "params", "GFLOPs", "top-1, %", "input", "paper"]
+
+Config = Annotated[str, typer.Argument(help="A config file, or the name of a built-in one: builtin/digits_nat-micro")]
+Checkpoint = Annotated[Path, typer.Argument(help="A checkpoint that training wrote, such as best.pth")]
+Data = Annotated[
+    Path | None, typer.Option(help="Folder of class folders, or with train/ and val/, in place of the config's data")
+]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values to change in the config")]
+
+
+def user_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn an error that the user can act on into its message and exit code 1; VISIONATTN_DEBUG=1 shows where."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except (ArithmeticError, ImportError, OSError, TypeError, ValueError) as error:
+            if os.environ.get("VISIONATTN_DEBUG"):
+                raise
+            sys.stderr.write(f"visionattn: error: {advice(error)}\n")
+            raise typer.Exit(1) from None
+
+    return wrapped
+
+
+def advice(error: Exception) -> str:
+    """Message of an error; a missing optional part gets the pip line that adds it."""
+    module = (getattr(error, "name", None) or "").partition(".")[0]
+    if isinstance(error, ModuleNotFoundError) and module in EXTRAS:
+        return f'this needs {module}, which is not installed: pip install "visionattn[{EXTRAS[module]}]"'
+    if isinstance(error, ImportError) and "libGL" in str(error):
+        # mmengine asks for OpenCV's desktop build, which needs a graphics library that servers lack.
+        return f"{error}: pip install --force-reinstall --no-deps opencv-python-headless"
+    text = str(error)
+    if text.startswith("Caught ") and "Original Traceback" in text:  # from a data loader's worker process
+        text = text.strip().splitlines()[-1]
+    return text or type(error).__name__
+
+
+@app.command()
+@user_errors
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    data: Data = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the work dir")] = False,
+    work_dir: Annotated[Path | None, typer.Option(help="Folder of the run; work_dirs/<config> by default")] = None,
+    launcher: Annotated[str, typer.Option(help="'pytorch' under torchrun")] = "none",
+) -> None:
+    """Train a model from a config; checkpoints, metrics and curves go to the work dir."""
+    from visionattn.openmmlab import load_config, tasks
+
+    folder = tasks.default_work_dir(config) if work_dir is None else work_dir
+    summary = tasks.train(load_config(config, overrides or (), data), folder, resume, launcher)
+    rows = [
+        (f"{which} epoch ({summary[which]['epoch']})", _metrics(summary[which]))
+        for which in ("last", "best")
+        if summary[which]
+    ]
+    rows += [("parameters", f"{summary['parameters']:,}"), ("time", f"{summary['seconds']:.0f} s")]
+    if summary["skipped_images"]:
+        rows.append(
+            ("skipped images", ", ".join(summary["skipped_images"][:5]) + f" ({len(summary['skipped_images'])})")
+        )
+    rows += [("checkpoints", ", ".join(summary["checkpoints"].values())), ("curves", summary["curves"])]
+    _print_table("trained", rows)
+
+
+@app.command()
+@user_errors
+def evaluate(
+    config: Config,
+    checkpoint: Checkpoint,
+    overrides: Overrides = None,
+    data: Data = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="JSON file; <checkpoint>_evaluation/metrics.json by default")
+    ] = None,
+) -> None:
+    """Measure a checkpoint on the config's test data."""
+    from visionattn.openmmlab import load_config, tasks
+
+    target = checkpoint.with_name(f"{checkpoint.stem}_evaluation") / "metrics.json" if output is None else output
+    result = tasks.evaluate(load_config(config, overrides or (), data), checkpoint, target)
+    rows = [(name, f"{value:.4f}" if name == "nll" else f"{value:.2f} %") for name, value in result["metrics"].items()]
+    rows += [
+        ("images", str(result["images"])),
+        ("checkpoint", f"{checkpoint} (epoch {result['epoch']})"),
+        ("file", str(target)),
+    ]
+    _print_table("evaluated", rows)
+
+
+@app.command()
+@user_errors
+def predict(
+    config: Config,
+    checkpoint: Checkpoint,
+    images: Annotated[list[Path] | None, typer.Argument(help="Image files; samples of the test data if none")] = None,
+    data: Data = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Picture to write")] = Path("predictions.png"),
+    samples: Annotated[int, typer.Option(min=1, help="Number of test images where no file is given")] = 24,
+) -> None:
+    """Draw a grid of images with their predicted classes."""
+    from visionattn.openmmlab import load_config, tasks
+    from visionattn.viz import draw_predictions
+
+    predictions = tasks.predict(load_config(config, data=data), checkpoint, images or (), samples)
+    known = [p.label == p.truth for p in predictions if p.truth is not None]
+    title = f"{sum(known)} of {len(known)} right, by {checkpoint}" if known else f"predictions of {checkpoint}"
+    draw_predictions(predictions, output, title=title)
+    if images:
+        _print_table("predicted", [(p.source, f"{p.label}  {100 * p.confidence:.1f} %") for p in predictions])
+    Console().print(f"{len(predictions)} predictions drawn in {output}", highlight=False)
+
+
+@app.command()
+@user_errors
+def export(
+    model: Annotated[str, typer.Argument(help="A model name (va_nat_tiny), or a config")],
+    checkpoint: Annotated[Path | None, typer.Argument(help="Weights; random or --pretrained ones if none")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write")] = Path("model.onnx"),
+    pretrained: Annotated[bool, typer.Option("--pretrained", help="Use the published weights of a model name")] = False,
+    size: Annotated[str | None, typer.Option(help="Image size as 224 or 224x288; the model's own by default")] = None,
+    fixed_size: Annotated[bool, typer.Option("--fixed-size", help="Fix height and width")] = False,
+    opset: Annotated[int, typer.Option(help="ONNX operator set")] = 20,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the report as JSON")] = None,
+) -> None:
+    """Write an ONNX file, after both sides agreed on random images."""
+    from visionattn._files import replacing
+    from visionattn.export import export_onnx
+
+    network, own_size = _network(model, checkpoint, pretrained)
+    report = export_onnx(network, output, parse_size(size, own_size), dynamic_size=not fixed_size, opset=opset)
+    if json_file is not None:
+        with replacing(json_file) as temporary:
+            temporary.write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+    height_width = "free" if report.dynamic_size else f"fixed {report.input_size[1]}x{report.input_size[2]}"
+    if report.fixed_because:
+        height_width += f", as a free size failed: {report.fixed_because}"
+    rows = [
+        ("file", f"{report.path} ({Path(report.path).stat().st_size / 1e6:.1f} MB, opset {report.opset})"),
+        ("batch", "free"),
+        ("height, width", height_width),
+        ("checked on", ", ".join("x".join(map(str, shape)) for shape in report.checked)),
+        ("largest relative difference", f"{report.max_relative_difference:.1e}"),
+    ]
+    _print_table("exported", rows)
+
+
+@app.command()
+@user_errors
+def zoo(
+    pattern: Annotated[str, typer.Argument(help="Names to list, with * and ?")] = "*",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table")] = False,
+) -> None:
+    """List the models: parameters, GFLOPs, published top-1, input size, paper."""
+    from visionattn.models import _registry
+
+    found = [_registry.info(name) for name in _registry.list_models(pattern, tags=True)]
+    if not found:
+        near = difflib.get_close_matches(pattern, _registry.list_models(), n=3, cutoff=0.4)
+        raise ValueError(f"no model matches {pattern!r}; nearest: {', '.join(near) or 'visionattn zoo lists all'}")
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(model) for model in found], indent=2, default=dict))
+        return
+    rows = [_zoo_row(model) for model in found]
+    if as_markdown:
+        lines = [ZOO_COLUMNS, ["---"] + ["---:"] * 4 + ["---"], *rows]
+        typer.echo("\n".join(f"| {' | '.join(line)} |" for line in lines))
+        return
+    # Terminals are narrow: the papers' titles stand below, once.
+    title = f"{len(rows)} sets of weights (accuracies and costs as published)"
+    table = Table(
+        *ZOO_COLUMNS[:-1], "arXiv", title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+    table.columns[0].overflow = "fold"
+    for column in table.columns[1:]:
+        column.justify, column.no_wrap = "right", True
+    for row, model in zip(rows, found, strict=True):
+        table.add_row(*row[:-1], model.arxiv)
+    Console().print(table, highlight=False, markup=False)
+    for arxiv, title in {model.arxiv: model.paper for model in found}.items():
+        typer.echo(f"arXiv:{arxiv}  {title}")
+
+
+@app.command()
+@user_errors
+def doctor() -> None:
+    """Show versions, devices, which kernels run here, and what is not installed."""
+    import torch
+
+    import visionattn
+    from visionattn import kernels
+
+    rows = [("python", sys.version.split()[0]), ("visionattn", visionattn.__version__)]
+    rows += [(name, _version(name)) for name in ("torch", "timm", "torchvision", "triton", "numpy")]
+    rows.append(("devices", ", ".join(_devices(torch))))
+    for name, reason in kernels.available_backends().items():
+        rows.append((f"backend {name}", "works" if reason is None else f"not here: {reason}"))
+    missing: dict[str, list[str]] = {}
+    for module, extra in EXTRAS.items():
+        if importlib.util.find_spec(module) is None:
+            missing.setdefault(extra, []).append(module)
+        else:
+            rows.append((f"{extra}: {module}", _version(DISTRIBUTIONS.get(module, module))))
+    _print_table("visionattn doctor", rows)
+    for extra, modules in missing.items():
+        typer.echo(f'not installed: {", ".join(modules)}; to add: pip install "visionattn[{extra}]"')
+
+
+def parse_size(text: str | None, default: Sequence[int]) -> tuple[int, int, int]:
+    """`(channels, height, width)` of "224" or "224x288", or the default where `text` is None."""
+    channels, height, width = default
+    if text is not None:
+        parts = text.lower().split("x")
+        if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+            raise ValueError(f"--size {text!r} must look like 224 or 224x288 (height x width)")
+        height, width = int(parts[0]), int(parts[-1])
+    return channels, height, width
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line with `arguments`, or the process's own."""
+    app(args=None if arguments is None else list(arguments), prog_name="visionattn")
+
+
+def _network(name: str, checkpoint: Path | None, pretrained: bool) -> tuple[Any, tuple[int, int, int]]:
+    """Model in eval mode and its image size, from a config or a model's name."""
+    import timm
+
+    import visionattn
+
+    if not _is_config(name):
+        network = visionattn.create_model(name, pretrained=pretrained)
+        if checkpoint is not None:
+            visionattn.load_checkpoint(network, checkpoint)
+        return network.eval(), tuple(timm.data.resolve_model_data_config(network)["input_size"])
+    if pretrained:
+        raise ValueError("--pretrained goes with a model's name; a config says itself where its weights come from")
+    from visionattn.openmmlab import load_config, tasks
+
+    cfg = load_config(name)
+    return tasks.load_classifier(cfg, checkpoint), tasks.input_size(cfg)
+
+
+def _zoo_row(model: Any) -> list[str]:
+    figures = [(model.params_m, "{:g} M"), (model.gflops, "{:.1f}"), (model.top1, "{:.1f}")]
+    shown = ["–" if value is None else text.format(value) for value, text in figures]
+    size = "x".join(map(str, model.input_size[1:]))
+    return [model.name, *shown, size, f"{model.paper} (arXiv:{model.arxiv})"]
+
+
+def _is_config(name: str) -> bool:
+    return "/" in name or name.endswith(".py")
+
+
+def _metrics(record: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value:.2f} %" for key, value in record.items() if key.startswith("top"))
+
+
+def _print_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table, highlight=False, markup=False)
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _devices(torch: Any) -> list[str]:
+    devices = [f"cpu ({torch.get_num_threads()} threads)"]
+    devices += [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
+    return devices + (["mps"] if torch.backends.mps.is_available() else [])
+
+
+if __name__ == "__main__":
+    main()

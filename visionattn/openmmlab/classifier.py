@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Classification with any timm model on mmengine's Runner: the model, its parameter groups and its metric."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmengine.evaluator import BaseMetric
+from mmengine.model import BaseModel, is_model_wrapper
+from mmengine.optim import OptimWrapper
+from mmengine.registry import METRICS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
+from timm.data import Mixup
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from visionattn import create_model
+
+
+@MODELS.register_module()
+class TimmClassifier(BaseModel):
+    """Classifier around any timm model, ours (`va_*`) or timm's own.
+
+    Args:
+        name: timm model name.
+        num_classes: Number of classes.
+        kwargs: Further arguments of the model.
+        pretrained: Start from the published weights.
+        label_smoothing: Weight that is spread over all classes.
+        mixup: Arguments of `timm.data.Mixup` (`mixup_alpha`, `cutmix_alpha`, `prob`, …); None trains on images as
+            they are.
+        data_preprocessor: As for mmengine's BaseModel.
+
+    Raises:
+        ValueError: The model's name is unknown, or `label_smoothing` lies outside [0, 1).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        num_classes: int,
+        kwargs: Mapping[str, Any] | None = None,
+        pretrained: bool = False,
+        label_smoothing: float = 0.0,
+        mixup: Mapping[str, Any] | None = None,
+        data_preprocessor: dict | nn.Module | None = None,
+    ) -> None:
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing={label_smoothing} must lie in [0, 1)")
+        super().__init__(data_preprocessor)
+        self.model = create_model(name, pretrained=pretrained, num_classes=num_classes, **(kwargs or {}))
+        self.label_smoothing = label_smoothing
+        self.mixup = None
+        if mixup is not None:
+            self.mixup = Mixup(**mixup, num_classes=num_classes, label_smoothing=label_smoothing)
+
+    def forward(self, inputs: Tensor, label: Tensor | None = None, mode: str = "tensor") -> Any:
+        """Logits, losses or predictions.
+
+        Args:
+            inputs: Normalised images, `(B, 3, H, W)`.
+            label: Class indices, `(B,)`; needed for "loss" and by metrics.
+            mode: "tensor" for logits `(B, classes)`, "loss" for a dict of losses, "predict" for one
+                `dict(scores=(classes,), label=int)` an image.
+
+        Raises:
+            ValueError: `mode` is none of these.
+        """
+        if mode == "tensor":
+            return self.model(inputs)
+        if mode == "predict":
+            scores = self.model(inputs).float().softmax(-1)
+            labels = [-1] * len(inputs) if label is None else label.tolist()
+            return [{"scores": s, "label": truth} for s, truth in zip(scores, labels, strict=True)]
+        if mode == "loss":
+            return self.loss(inputs, label)
+        raise ValueError(f"mode={mode!r} must be 'tensor', 'loss' or 'predict'")
+
+    def loss(self, inputs: Tensor, label: Tensor | None) -> dict[str, Tensor]:
+        """Cross-entropy of a batch, and its top-1 accuracy in percent where images are not mixed."""
+        if label is None:
+            raise ValueError("label=None: the loss needs class indices")
+        if self.mixup is not None:
+            even = len(inputs) - len(inputs) % 2  # images are mixed in pairs
+            inputs, target = self.mixup(inputs[:even], label[:even])
+            return {"loss": F.cross_entropy(self.model(inputs), target)}
+        logits = self.model(inputs)
+        return {
+            "loss": F.cross_entropy(logits, label, label_smoothing=self.label_smoothing),
+            "top1": 100 * (logits.argmax(-1) == label).float().mean(),
+        }
+
+
+@METRICS.register_module()
+class TopKAccuracy(BaseMetric):
+    """Top-k accuracies in percent, `top1`, `top5`, …, and the mean negative log-likelihood, `nll`.
+
+    Args:
+        topk: The k's; one above the number of classes is 100 %.
+        collect_device: As for mmengine's BaseMetric.
+        prefix: As for mmengine's BaseMetric.
+    """
+
+    default_prefix = ""  # the metrics' names are clear without one
+
+    def __init__(self, topk: Sequence[int] = (1, 5), collect_device: str = "cpu", prefix: str | None = None) -> None:
+        if not topk or min(topk) < 1:
+            raise ValueError(f"topk={topk} must be positive numbers")
+        super().__init__(collect_device=collect_device, prefix=prefix)
+        self.topk = tuple(topk)
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
+        """Keep each image's rank of the true class, and its score."""
+        for sample in data_samples:
+            scores, label = sample["scores"], sample["label"]
+            # Ties, and scores that are no numbers, count against the model.
+            rank = int((scores >= scores[label]).sum()) - 1 if scores.isfinite().all() else len(scores)
+            self.results.append((rank, float(scores[label].clamp(min=1e-12).log())))
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        """Metrics of all images."""
+        ranks, logs = torch.tensor([r for r, _ in results]), torch.tensor([s for _, s in results], dtype=torch.float64)
+        metrics = {f"top{k}": 100 * (ranks < k).double().mean().item() for k in self.topk}
+        return {**metrics, "nll": -logs.mean().item()}
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class TimmParamGroups:
+    """Optimizer over timm's parameter groups: no weight decay on vectors and on what the model names.
+
+    Args:
+        optim_wrapper_cfg: mmengine's optim wrapper config, with its `optimizer`.
+        paramwise_cfg: `dict(layer_decay=0.75)` lowers the learning rate towards the stem; None or empty leaves it.
+    """
+
+    def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
+        self.wrapper = dict(optim_wrapper_cfg)
+        options = dict(paramwise_cfg or {})
+        self.layer_decay = options.pop("layer_decay", None)
+        if options:
+            raise ValueError(f"paramwise_cfg has unknown keys {sorted(options)}; known: layer_decay")
+
+    def __call__(self, model: nn.Module) -> OptimWrapper:
+        """Optim wrapper for the timm model inside `model`."""
+        classifier: Any = model.module if is_model_wrapper(model) else model
+        network = classifier.model
+        wrapper = dict(self.wrapper)
+        optimizer = dict(wrapper.pop("optimizer"))
+        decay = optimizer.get("weight_decay", 0.0)
+        spared = network.no_weight_decay() if hasattr(network, "no_weight_decay") else ()
+        if self.layer_decay is None:
+            groups = param_groups_weight_decay(network, decay, no_weight_decay_list=spared)
+        else:
+            groups = param_groups_layer_decay(network, decay, no_weight_decay_list=spared, layer_decay=self.layer_decay)
+            for group in groups:
+                group["lr"] = optimizer["lr"] * group.pop("lr_scale")
+                group.pop("param_names", None)
+        wrapper.setdefault("type", "OptimWrapper")
+        return OPTIM_WRAPPERS.build(
+            wrapper, default_args={"optimizer": OPTIMIZERS.build({**optimizer, "params": groups})}
+        )
