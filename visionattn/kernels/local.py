@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -137,7 +137,7 @@ def neighborhood_attention(
         ValueError: ``kernel_size * dilation`` exceeds the map, or shapes don't fit together.
         TypeError: q, k and v differ in dtype.
     """
-    pattern = LocalPattern(kernel_size, stride=stride, dilation=dilation, causal=is_causal)
+    pattern = _pattern(kernel_size, stride=stride, dilation=dilation, causal=is_causal)
     return local_attention(
         q, k, v, pattern, scale=scale, bias=bias, extra_k=extra_k, extra_v=extra_v, return_lse=return_lse
     )
@@ -186,7 +186,7 @@ def window_attention(
         ValueError: The shift is not below the window size, or shapes don't fit together.
         TypeError: q, k and v differ in dtype.
     """
-    pattern = LocalPattern(window_size, stride=window_size, boundary="pad", shift=shift)
+    pattern = _pattern(window_size, stride=window_size, boundary="pad", shift=shift)
     return local_attention(
         q, k, v, pattern, scale=scale, bias=bias, pad_k=pad_k, pad_v=pad_v, extra_k=extra_k, extra_v=extra_v,
         return_lse=return_lse,
@@ -239,11 +239,22 @@ def halo_attention(
     rank = q.ndim - 3
     blocks, halos = _per_axis("block_size", block_size, rank), _per_axis("halo_size", halo_size, rank)
     window = tuple(block + 2 * halo for block, halo in zip(blocks, halos, strict=True))
-    pattern = LocalPattern(window, stride=blocks, boundary="pad", query_stride=query_stride)
+    pattern = _pattern(window, stride=blocks, boundary="pad", query_stride=query_stride)
     return local_attention(
         q, k, v, pattern, scale=scale, bias=bias, rel_tables=rel_tables, scale_rel=scale_rel, extra_k=extra_k,
         extra_v=extra_v, return_lse=return_lse,
     )  # fmt: skip
+
+
+_cached_pattern = lru_cache(maxsize=1024, typed=True)(LocalPattern)
+
+
+def _pattern(kernel_size: Size, **fields: Any) -> LocalPattern:
+    """`LocalPattern`, made once: its checks cost more than a small map's attention should."""
+    if torch.compiler.is_compiling():
+        return LocalPattern(kernel_size, **fields)
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+    return _cached_pattern(tuple(kernel_size) if isinstance(kernel_size, list) else kernel_size, **values)
 
 
 def _per_axis(name: str, value: Size, rank: int) -> tuple[int, ...]:

@@ -264,8 +264,12 @@ def cut_axes(options: Options, inputs: Inputs) -> tuple[AxisTiles, ...]:
     query_size, key_size = inputs.q.shape[1:-2], inputs.k.shape[1:-2]
     axes = options.pattern.axes(len(key_size))
     if torch.compiler.is_compiling() or is_symbolic(*key_size):
-        usual = tuple(max(64, axis.kernel_size * axis.dilation) for axis in axes)
-        tile = _tile_constant(axes, usual, 32, bool(inputs.rel_tables))
+        known = tuple(
+            axis._replace(shift=0, kernel_size=64 if is_symbolic(axis.kernel_size) else axis.kernel_size)
+            for axis in axes
+        )
+        usual = tuple(max(64, axis.kernel_size * axis.dilation) for axis in known)
+        tile = _tile_constant(known, usual, 32, bool(inputs.rel_tables))
     else:
         tile = choose_tile(axes, tuple(key_size), inputs.q.shape[-1], bool(inputs.rel_tables))
     sizes = zip(axes, key_size, query_size, tile, strict=True)
@@ -487,7 +491,9 @@ def walks(
     kinds = tile_kinds(options._replace(scale=1.0, with_lse=False), sizes)
     numbers = max(largest(kind.query.shape[1], kind.key.shape[1], q.shape[-1]) for kind in kinds)
     for heads, kv_heads in head_slices(q.shape[-2], k.shape[-2], numbers):
-        parts = [slice_heads(x, heads, kv_heads) for x in (inputs, *others)]
+        parts = [inputs, *others]
+        if heads.stop - heads.start < q.shape[-2]:
+            parts = [slice_heads(x, heads, kv_heads) for x in parts]
         yield kinds, Walk(parts[0]), parts[1:], heads
 
 

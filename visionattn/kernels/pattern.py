@@ -79,6 +79,11 @@ class AxisPattern(NamedTuple):
         return torch.minimum(leader - self.kernel_size // 2, last + 1 - self.kernel_size).clamp(min=0)
 
     @property
+    def shifts(self) -> bool:
+        """Whether the map is rolled; a tracer's shift counts as one."""
+        return is_symbolic(self.shift) or self.shift != 0
+
+    @property
     def block(self) -> int:
         """Queries that share one window under boundary="pad"."""
         return self.stride // self.query_stride
@@ -156,14 +161,14 @@ class AxisPattern(NamedTuple):
         rolled_query, rolled_key = at * block + inside, at * self.stride + reach
         query, key = rolled_query, rolled_key
         allowed = None
-        if self.shift:
+        if self.shifts:
             query, key = fold(rolled_query + self.shift, canvas), fold(rolled_key + self.shift, canvas)
             allowed = self._region(rolled_query, canvas)[:, :, None] == self._region(rolled_key, canvas)[:, None]
         alike = inside[:1] if parts == 1 else inside
         exact = not is_symbolic(key_length, query_length)
         whole = exact and parts * tile == block and query_length == blocks * block
         position = torch.arange(query_length, device=device)
-        if self.shift:
+        if self.shifts:
             position = fold(position - self.shift, canvas)
         home = position // block
         within = position - home * block
@@ -249,13 +254,15 @@ class LocalPattern:
         a = self.along(index)
         for name, least in (("kernel_size", 1), ("stride", 1), ("dilation", 1), ("shift", 0), ("query_stride", 1)):
             value = getattr(a, name)
+            if is_symbolic(value):
+                continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name}={value!r} is not allowed; use an integer of at least {least}")
         if not isinstance(a.causal, bool):
             raise ValueError(f"causal={a.causal!r} is not allowed; use True or False, one for each axis at most")
-        if a.stride > a.kernel_size:
+        if not is_symbolic(a.kernel_size) and a.stride > a.kernel_size:
             raise ValueError(f"stride={a.stride} exceeds kernel_size={a.kernel_size}; use at most the kernel size")
-        if a.boundary == "shift" and (a.shift or a.query_stride != 1):
+        if a.boundary == "shift" and (a.shifts or a.query_stride != 1):
             raise ValueError(f"shift={a.shift} and query_stride={a.query_stride} need boundary='pad'")
         if a.boundary == "pad":
             self._check_padded(a)
@@ -269,9 +276,9 @@ class LocalPattern:
                 f"kernel_size={a.kernel_size} minus stride={a.stride} is odd; boundary='pad' needs the same halo on "
                 "both sides"
             )
-        if a.shift and (a.kernel_size != a.stride or a.query_stride != 1):
+        if a.shifts and (a.kernel_size != a.stride or a.query_stride != 1):
             raise ValueError(f"shift={a.shift} needs windows without halo: kernel_size equal to stride")
-        if a.shift >= a.kernel_size:
+        if not is_symbolic(a.shift) and a.shift >= a.kernel_size:
             raise ValueError(f"shift={a.shift} must be below the window size {a.kernel_size}")
         if a.stride % a.query_stride:
             raise ValueError(f"query_stride={a.query_stride} does not divide the block of {a.stride}")

@@ -7,9 +7,10 @@ from timm.layers import to_2tuple
 from torch import Tensor, nn
 
 from visionattn.kernels import neighborhood_attention, window_attention
+from visionattn.kernels.pattern import is_symbolic
 
 from .init import init_table
-from .padding import pad_to_size
+from .padding import crop_to_size, pad_to_size
 
 
 class RelativeAttention(nn.Module):
@@ -107,7 +108,7 @@ class NeighborhoodAttention(RelativeAttention):
         reach = self.kernel_size * self.dilation
         q, k, v = self.project_in(pad_to_size(x, reach, reach))
         out = neighborhood_attention(q, k, v, self.kernel_size, dilation=self.dilation, scale=self.scale, bias=self.rpb)
-        return self.project_out(_output(out)[:, :height, :width])
+        return self.project_out(crop_to_size(_output(out), height, width))
 
     def attention_macs(self, height: int, width: int) -> int:
         """Multiply-accumulates of the two attention products on one map, bias and softmax left out."""
@@ -174,6 +175,9 @@ class WindowAttention(RelativeAttention):
     def _shift_on(self, height: int, width: int) -> int:
         if self.shift == 0 or self.shift_small_maps:
             return self.shift
+        if is_symbolic(height, width):  # the same rule without a comparison, which would tie a trace to one answer
+            spare = torch.sym_min(height - self.window_size[0], width - self.window_size[1])
+            return self.shift * torch.sym_min(torch.sym_max(spare, 0), 1)
         return 0 if height <= self.window_size[0] or width <= self.window_size[1] else self.shift
 
     def attention_macs(self, height: int, width: int) -> int:
@@ -213,7 +217,7 @@ class GlobalAttention(RelativeAttention):
         """Mixes `(B, H, W, C)`, any H, W >= 1."""
         height, width = x.shape[1:3]
         bias: Tensor = self.rpb
-        if (height, width) != self.map_size:
+        if is_symbolic(height, width) or (height, width) != self.map_size:
             bias = resize_table(bias, (2 * height - 1, 2 * width - 1))
         # A neighbourhood as large as the map is the map, for every query.
         out = neighborhood_attention(*self.project_in(x), (height, width), scale=self.scale, bias=bias)

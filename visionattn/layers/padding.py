@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from visionattn.kernels.pattern import is_symbolic
+
 
 def pad_map(x: Tensor, bottom: int | torch.SymInt, right: int | torch.SymInt, channels_last: bool = True) -> Tensor:
     """Map with zero rows and columns appended.
@@ -36,3 +38,11 @@ def pad_to_multiple(x: Tensor, multiple: int, channels_last: bool = True) -> Ten
 def pad_to_size(x: Tensor, height: int, width: int) -> Tensor:
     """`(B, H, W, C)` map padded to at least `height` x `width`; a longer axis is left alone."""
     return pad_map(x, torch.sym_max(height - x.shape[1], 0), torch.sym_max(width - x.shape[2], 0))
+
+
+def crop_to_size(x: Tensor, height: int, width: int) -> Tensor:
+    """The upper left `height` x `width` part of a map `(B, H, W, ...)`."""
+    if is_symbolic(height, width):  # a slice is contiguous or not, and a trace is tied to what its example was
+        rows, columns = (torch.arange(size, device=x.device) for size in (height, width))
+        return x.index_select(1, rows).index_select(2, columns)
+    return x[:, :height, :width]
