@@ -323,12 +323,11 @@ OTHER_SIZES = [((40, 56), 3), ((75, 61), 1), ((34, 50), 2), ((129, 40), 1)]
 
 @pytest.mark.parametrize("key", ONE_PER_MIXER)
 def test_exports_with_any_batch_and_size(key):
-    name, args = MICROS[key]
     # Two stages have all there is to trace; tracing takes seconds a block.
-    short = {
-        n: v[:2] if n in ("depths", "num_heads", "dilations") and isinstance(v, tuple) else v for n, v in args.items()
+    lists = {
+        n: v for n, v in MICROS[key][1].items() if n in ("depths", "num_heads", "dilations") and isinstance(v, tuple)
     }
-    model = timm.create_model(name, **short).eval()
+    model = micro(key, **{name: values[:2] for name, values in lists.items()})
     exported = torch.export.export(model, (images((64, 48)),), dynamic_shapes=FREE).module()
     for size, batch in OTHER_SIZES:
         x = images(size, batch=batch)

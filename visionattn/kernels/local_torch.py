@@ -442,8 +442,8 @@ class Chunk(NamedTuple):
 class Walk:
     """The work of one call on some of its heads, cut into chunks."""
 
-    def __init__(self, inputs: Inputs) -> None:
-        self.x = inputs
+    def __init__(self, inputs: Inputs, backward: bool) -> None:
+        self.x, self.backward = inputs, backward
         self.rows = [as_rows(t) for t in inputs[:3]]
         self.images = torch.arange(inputs.q.shape[0], device=inputs.q.device)
 
@@ -456,7 +456,9 @@ class Walk:
                 (self.images[:, None, None] * math.prod(t.shape[1:-2]) + rows).flatten(0, 1)
                 for t, rows in ((q, query), (self.x.k, key))
             )
-        at_once = max(1, CHUNK // (q.shape[-2] * largest(query.shape[1], key.shape[1], q.shape[-1])))
+        # The backward holds several tensors of the size of the logits at once.
+        room = CHUNK // 2 if self.backward else CHUNK
+        at_once = max(1, room // (q.shape[-2] * largest(query.shape[1], key.shape[1], q.shape[-1])))
         image = self.images[:, None].expand(-1, tiles).flatten()
         for start in range(0, query.shape[0], at_once):
             place = slice(start, min(start + at_once, query.shape[0]))
@@ -494,7 +496,7 @@ def walks(
         parts = [inputs, *others]
         if heads.stop - heads.start < q.shape[-2]:
             parts = [slice_heads(x, heads, kv_heads) for x in parts]
-        yield kinds, Walk(parts[0]), parts[1:], heads
+        yield kinds, Walk(parts[0], backward=bool(others)), parts[1:], heads
 
 
 def result_rows(results: Sequence[Tensor | None], heads: slice) -> list[Tensor | None]:
