@@ -15,6 +15,7 @@ from visionattn.kernels import (
     local_attention,
     local_torch,
     neighborhood_attention,
+    tiling,
     window_attention,
 )
 
@@ -77,11 +78,11 @@ def test_halo_takes_ragged_maps():
 @pytest.fixture
 def tiny_chunks(monkeypatch):
     """Work cut into many pieces, along heads, tiles and images, as in large problems."""
-    monkeypatch.setattr(local_torch, "CHUNK", 600)
-    local_torch.choose_tile.cache_clear()
+    monkeypatch.setattr(tiling, "CHUNK", 600)
+    tiling.choose_tile.cache_clear()
     local_torch.tile_kinds.cache_clear()
     yield
-    local_torch.choose_tile.cache_clear()
+    tiling.choose_tile.cache_clear()
     local_torch.tile_kinds.cache_clear()
 
 
@@ -125,9 +126,9 @@ def test_chunks_do_not_change_the_result(call, batch, tiny_chunks, monkeypatch):
     qkv = packed(13, 9, batch=batch).requires_grad_()
     results = []
     for chunk in (600, 20_000, 1 << 19):
-        local_torch.choose_tile.cache_clear()
+        tiling.choose_tile.cache_clear()
         local_torch.tile_kinds.cache_clear()
-        monkeypatch.setattr(local_torch, "CHUNK", chunk)
+        monkeypatch.setattr(tiling, "CHUNK", chunk)
         out, lse = call(*split(qkv), t)
         grads = torch.autograd.grad((out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum() + lse.sin().sum(),
                                     (qkv, *t.values()), allow_unused=True)  # fmt: skip
@@ -256,7 +257,7 @@ def test_no_tensor_grows_with_the_kernel(kernel):
     local_torch.tile_kinds.cache_clear()
     with Watch(), torch.no_grad():
         neighborhood_attention(q, k, v, kernel)
-    assert largest <= max(4 * local_torch.CHUNK, 2 * k.nelement() * 4 * 2)
+    assert largest <= max(4 * tiling.CHUNK, 2 * k.nelement() * 4 * 2)
 
 
 def test_packed_views_are_read_in_place():

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache, reduce
 from typing import Any, NamedTuple
 
@@ -20,9 +20,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.checkpoint import checkpoint
 
-from visionattn.kernels.pattern import AxisPattern, AxisTiles, LocalPattern, is_symbolic
-
-CHUNK = 1 << 19  # numbers in a chunk's largest tensor: 2 MiB in float32, so that its passes stay in a core's cache
+from visionattn.kernels import tiling
+from visionattn.kernels.pattern import AxisTiles, LocalPattern, is_symbolic
+from visionattn.kernels.tiling import BiasIndex, cut_axes, extended, home_rows, largest, tile_rows
 
 
 class Inputs(NamedTuple):
@@ -140,151 +140,16 @@ def attend_tiles(tiles: Inputs, key_ok: Tensor | None, options: Options, explici
     return tuple(x.transpose(1, 2) for x in attend(q, k, v, bias, options, explicit))
 
 
-# --- a map cut into tiles --------------------------------------------------------------------------------------
-
-
-def outer(parts: Sequence[Tensor], combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Combine one (A_axis, B_axis, ...) tensor an axis into (A, B, ...): all the A merged, all the B, row-major."""
-    rank, dims = len(parts), parts[0].ndim
-    spread = []
-    for axis, part in enumerate(parts):
-        shape = [1] * (rank * dims)
-        shape[axis::rank] = part.shape
-        spread.append(part.reshape(shape))
-    merged = reduce(combine, spread)
-    for dim in range(dims):
-        merged = merged.flatten(dim, dim + rank - 1) if rank > 1 else merged
-    return merged
-
-
-def outer_mask(masks: Sequence[Tensor | None], likes: Sequence[Tensor]) -> Tensor | None:
-    """`outer` of the axes' masks; None is a mask of all True in the shape of its `like`."""
-    if all(mask is None for mask in masks):
-        return None
-    every = [torch.ones_like(like, dtype=torch.bool) if mask is None else mask
-             for mask, like in zip(masks, likes, strict=True)]  # fmt: skip
-    return outer(every, torch.logical_and)
-
-
-class BiasIndex(NamedTuple):
-    """Entry of a flattened bias table, of `size` entries, for each query and key of a tile: (n, T, S).
-
-    Pairs that don't see each other (`hides`: there are some) point one past the table. n is 1 where all tiles are
-    alike.
-    """
-
-    index: Tensor
-    size: int
-    hides: bool
-
-    @classmethod
-    def of(cls, axes: Sequence[AxisTiles], pattern: LocalPattern) -> BiasIndex:
-        """The index for all combinations of the axes' tiles."""
-        table = [2 * axis.kernel_size - 1 for axis in pattern.axes(len(axes))]
-        relations, masks = [axis.relation for axis in axes], [axis.allowed for axis in axes]
-        hides = any(mask is not None for mask in masks)
-        if hides or any(is_symbolic(r.shape[0]) or r.shape[0] > 1 for r in relations):
-            relations = [r.expand(axis.query.shape[0], -1, -1) for r, axis in zip(relations, axes, strict=True)]
-        index = outer([r * math.prod(table[axis + 1 :]) for axis, r in enumerate(relations)], torch.add)
-        mask = outer_mask(masks, relations)
-        size = math.prod(table)
-        return cls(index if mask is None else torch.where(mask, index, size), size, hides)
-
-    def bias(self, table: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-        """Bias and mask (n, heads or 1, T, S) from an `extended` table; None where there is nothing to add."""
-        if table is not None:
-            return table.index_select(1, self.index.flatten()).unflatten(1, self.index.shape).transpose(0, 1)
-        if not self.hides:
-            return None
-        return torch.where(self.index == self.size, -math.inf, 0.0).to(dtype)[:, None]
-
-
-def extended(table: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """A bias table (heads, ...) as (heads, size + 1), with an entry of minus infinity for hidden pairs."""
-    return None if table is None else F.pad(table.flatten(1).to(dtype), (0, 1), value=-math.inf)
-
-
-def tile_rows(axes: Sequence[AxisTiles], which: str, size: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-    """Indices of the tiles' queries or keys in a flattened map of `size`, (n, T or S), and which of them exist."""
-    positions = [getattr(axis, which) for axis in axes]
-    strided = [p * math.prod(size[axis + 1 :]) for axis, p in enumerate(positions)]
-    exist = outer_mask([getattr(axis, which + "_ok") for axis in axes], positions)
-    return outer(strided, torch.add), exist
-
-
-def home_rows(axes: Sequence[AxisTiles]) -> Tensor:
-    """For each query of the flattened map, its place among the queries of all tiles."""
-    counts, sides = zip(*(axis.query.shape for axis in axes), strict=True)
-    parts = []
-    for i, axis in enumerate(axes):
-        whole_tiles = axis.home_tile * (math.prod(counts[i + 1 :]) * math.prod(sides))
-        parts.append(whole_tiles + axis.home_offset * math.prod(sides[i + 1 :]))
-    return outer(parts, torch.add)
-
-
-@lru_cache(maxsize=1024)
-def choose_tile(
-    axes: tuple[AxisPattern, ...], size: tuple[int, ...], head_dim: int, whole_blocks: bool
-) -> tuple[int, ...]:
-    """Queries of a tile along each axis: few visited keys, few copies, matrices large enough to be worth a call.
-
-    The model counts, for a tile of T queries and S keys, T * S logits and the copies of its rows, with weights fitted
-    to CPU timings; only tiles whose logits and keys fit a chunk are considered, unless there is none.
-    """
-
-    def cost(tile: tuple[int, ...]) -> tuple[bool, float]:
-        tiles, queries, keys = 1, 1, 1
-        for axis, length, side in zip(axes, size, tile, strict=True):
-            tiles *= axis.tile_count(length, side)
-            queries *= side
-            keys *= axis.span(side) if axis.boundary == "pad" else min(axis.span(side), axis.group_length(length))
-        too_large = largest(queries, keys, head_dim) > CHUNK
-        return too_large, tiles * (queries * keys + 40.0 * (queries + keys) + 1000.0)
-
-    if whole_blocks:
-        return tuple(axis.block for axis in axes)
-    return min(itertools.product(*(axis.tile_sizes(length) for axis, length in zip(axes, size, strict=True))), key=cost)
-
-
-def largest(side: int, span: int, head_dim: int) -> int:
-    """Numbers in the largest tensor of a tile, for one head."""
-    return span * max(side, 2 * head_dim)
-
-
-@torch.compiler.assume_constant_result
-def _tile_constant(
-    axes: tuple[AxisPattern, ...], size: tuple[int, ...], head_dim: int, whole_blocks: bool
-) -> tuple[int, ...]:
-    """`choose_tile` as the compiler takes it: run, not traced."""
-    return choose_tile(axes, size, head_dim, whole_blocks)
-
-
-def cut_axes(options: Options, inputs: Inputs) -> tuple[AxisTiles, ...]:
-    """The axes of a call cut into tiles; tracers get the same tile for all sizes, since theirs may be symbolic."""
-    query_size, key_size = inputs.q.shape[1:-2], inputs.k.shape[1:-2]
-    axes = options.pattern.axes(len(key_size))
-    if torch.compiler.is_compiling() or is_symbolic(*key_size):
-        known = tuple(
-            axis._replace(shift=0, kernel_size=64 if is_symbolic(axis.kernel_size) else axis.kernel_size)
-            for axis in axes
-        )
-        usual = tuple(max(64, axis.kernel_size * axis.dilation) for axis in known)
-        tile = _tile_constant(known, usual, 32, bool(inputs.rel_tables))
-    else:
-        tile = choose_tile(axes, tuple(key_size), inputs.q.shape[-1], bool(inputs.rel_tables))
-    sizes = zip(axes, key_size, query_size, tile, strict=True)
-    return tuple(axis.tiles(keys, queries, side, inputs.q.device) for axis, keys, queries, side in sizes)
-
-
 # --- all tiles at once: for tracers and second derivatives -----------------------------------------------------
 
 
 def _all_at_once(options: Options, explicit: bool, *flat: Tensor | None) -> tuple[Tensor, ...]:
     x = Inputs.unpack(flat)
     batch, *query_size, heads, _ = x.q.shape
-    axes = cut_axes(options, x)
+    key_size = x.k.shape[1:-2]
+    axes = cut_axes(options.pattern, query_size, key_size, x.q.shape[-1], bool(x.rel_tables), x.q.device)
     query, _ = tile_rows(axes, "query", query_size)
-    key, key_ok = tile_rows(axes, "key", x.k.shape[1:-2])
+    key, key_ok = tile_rows(axes, "key", key_size)
     n, side = query.shape
 
     def cut(source: Tensor, rows: Tensor) -> Tensor:
@@ -366,10 +231,9 @@ def _axis_kinds(axis: AxisTiles) -> list[AxisTiles]:
 @lru_cache(maxsize=64)
 def tile_kinds(options: Options, sizes: Sizes) -> tuple[Kind, ...]:
     """The kinds of tiles of a map."""
-    example = Inputs(torch.empty(1, *sizes.query, device=sizes.device), torch.empty(1, *sizes.key, device=sizes.device),
-                     torch.empty(0), rel_tables=(torch.empty(0),) * sizes.whole_blocks)  # fmt: skip
+    cut = cut_axes(options.pattern, sizes.query[:-2], sizes.key[:-2], sizes.query[-1], sizes.whole_blocks, sizes.device)
     kinds = []
-    for axes in itertools.product(*(_axis_kinds(axis) for axis in cut_axes(options, example))):
+    for axes in itertools.product(*(_axis_kinds(axis) for axis in cut)):
         query, query_ok = tile_rows(axes, "query", sizes.query[:-2])
         key, key_ok = tile_rows(axes, "key", sizes.key[:-2])
         exist = [None if ok is None else ok[:1] for ok in (query_ok, key_ok)]
@@ -388,7 +252,7 @@ def _merged(kinds: list[Kind], sizes: Sizes) -> tuple[Kind, ...]:
     """The kinds with all but the largest made one, whose tiles have a bias each; those with missing pixels stay."""
     few = sorted((k for k in kinds if k.query_ok is None and k.key_ok is None), key=lambda k: len(k.query))[:-1]
     biases = sizes.query[-2] * sum(len(kind.query) * kind.index.index[0].numel() for kind in few)
-    if len(few) < 2 or biases > 2 * CHUNK:
+    if len(few) < 2 or biases > 2 * tiling.CHUNK:
         return tuple(kinds)
     indices = [kind.index.index.expand(len(kind.query), -1, -1) for kind in few]
     index = BiasIndex(torch.cat(indices), few[0].index.size, any(kind.index.hides for kind in few))
@@ -415,7 +279,7 @@ def slice_heads(x: Inputs, heads: slice, kv_heads: slice) -> Inputs:
 def head_slices(heads: int, kv_heads: int, numbers: int) -> Iterator[tuple[slice, slice]]:
     """Heads of q, and of k and v, worked on together: as many as fit a chunk at `numbers` each."""
     group = heads // kv_heads
-    together = max(1, CHUNK // (numbers * group))
+    together = max(1, tiling.CHUNK // (numbers * group))
     for start in range(0, kv_heads, together):
         stop = min(start + together, kv_heads)
         yield slice(start * group, stop * group), slice(start, stop)
@@ -457,7 +321,7 @@ class Walk:
                 for t, rows in ((q, query), (self.x.k, key))
             )
         # The backward holds several tensors of the size of the logits at once.
-        room = CHUNK // 2 if self.backward else CHUNK
+        room = tiling.CHUNK // 2 if self.backward else tiling.CHUNK
         at_once = max(1, room // (q.shape[-2] * largest(query.shape[1], key.shape[1], q.shape[-1])))
         image = self.images[:, None].expand(-1, tiles).flatten()
         for start in range(0, query.shape[0], at_once):
