@@ -371,3 +371,14 @@ def test_scale_of_zero_is_a_value():
     q, k, v = split(packed(6, 5))
     out = local_attention(q, k, v, LocalPattern((6, 5)), scale=0.0)
     torch.testing.assert_close(out, v.mean((1, 2), keepdim=True).expand_as(out), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("size", "kernel", "stride", "dilation", "causal"), GEOMETRIES)
+def test_visits_count_what_the_tiles_compute(size, kernel, stride, dilation, causal):
+    pattern = LocalPattern(kernel, stride=stride, dilation=dilation, causal=causal)
+    tile = tiling.choose_tile(pattern.axes(len(size)), size, 8, False)
+    axes = tiling.cut_axes(pattern, size, size, 8, False, torch.device("cpu"))
+    computed = 1
+    for axis in axes:
+        computed *= axis.query.numel() * axis.key.shape[1]
+    assert pattern.visits(tile, size) == computed

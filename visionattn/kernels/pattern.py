@@ -105,6 +105,10 @@ class AxisPattern(NamedTuple):
             return ceil_div(length, self.stride) * ceil_div(self.block, tile)
         return self.dilation * ceil_div(self.group_length(length), tile)
 
+    def keys(self, length: int, tile: int) -> int:
+        """Keys that a tile reads along an axis of ``length`` (concrete) keys."""
+        return self.span(tile) if self.boundary == "pad" else min(self.span(tile), self.group_length(length))
+
     def tile_sizes(self, length: int) -> list[int]:
         """Tile lengths worth considering for an axis of ``length`` (concrete) keys."""
         if self.boundary == "pad":
@@ -124,7 +128,7 @@ class AxisPattern(NamedTuple):
     def _shifted_tiles(self, length: int, tile: int, device: torch.device) -> AxisTiles:
         k, d = self.kernel_size, self.dilation
         longest = self.group_length(length)
-        span = self.span(tile) if is_symbolic(length) else min(self.span(tile), longest)
+        span = self.span(tile) if is_symbolic(length) else self.keys(length, tile)
         count = several(ceil_div(longest, tile))
         index = torch.arange(d * count, device=device)[:, None]  # (tiles, 1), group by group
         group = index // count
@@ -301,8 +305,5 @@ class LocalPattern:
         """Query-key pairs computed on a map of ``size`` when it is walked in tiles of ``tile`` queries."""
         total = 1
         for axis, length, side in zip(self.axes(len(size)), size, tile, strict=True):
-            span = axis.span(side)
-            if axis.boundary == "shift":
-                span = min(span, axis.group_length(length))
-            total *= axis.tile_count(length, side) * side * span
+            total *= axis.tile_count(length, side) * side * axis.keys(length, side)
         return total

@@ -112,7 +112,7 @@ def choose_tile(
         for axis, length, side in zip(axes, size, tile, strict=True):
             tiles *= axis.tile_count(length, side)
             queries *= side
-            keys *= axis.span(side) if axis.boundary == "pad" else min(axis.span(side), axis.group_length(length))
+            keys *= axis.keys(length, side)
         too_large = largest(queries, keys, head_dim) > CHUNK
         return too_large, tiles * (queries * keys + 40.0 * (queries + keys) + 1000.0)
 
