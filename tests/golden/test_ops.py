@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ops agree with what their references computed: outputs, log-sum-exps and gradients, in float64 and float32."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
+import interpreter
 import pytest
 import records
 import torch
 from torch import Tensor
 
-from visionattn.kernels import halo_attention, local_torch, neighborhood_attention, window_attention
+from visionattn.kernels import halo_attention, local_torch, neighborhood_attention, use_backend, window_attention
 
 Arguments = dict[str, Any]
 
@@ -55,7 +57,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             continue
         op = path.name.removesuffix(".json.gz")
         if op in OPS:
-            cases += [pytest.param(op, case, id=f"{op}-{case['name']}") for case in records.load(path)["cases"]]
+            for index, case in enumerate(records.load(path)["cases"]):
+                # The interpreter takes seconds a case: some small ones by default, all with -m slow.
+                large = math.prod(case["inputs"]["q"]["shape"][:-1]) > 200
+                slow = "triton" in metafunc.function.__name__ and (large or index % 5 != 1)
+                marks = [pytest.mark.slow] if slow else []
+                cases.append(pytest.param(op, case, id=f"{op}-{case['name']}", marks=marks))
     metafunc.parametrize(("op", "case"), cases)
 
 
@@ -89,3 +96,11 @@ def test_tracers_path_agrees(op: str, case: dict[str, Any], monkeypatch: pytest.
     everything = lambda options, *tensors: local_torch._all_at_once(options, False, *tensors)  # noqa: E731
     monkeypatch.setattr(local_torch._Tiled, "apply", everything)
     assert compare(op, case, torch.float64) < 1e-9
+
+
+def test_triton_agrees_in_float32(op: str, case: dict[str, Any]) -> None:
+    """In the interpreter where there is no GPU."""
+    pytest.importorskip("triton")
+    interpreter.prepare()
+    with use_backend("triton"):
+        assert compare(op, case, torch.float32) < 1e-4

@@ -66,7 +66,8 @@ def test_explicit_choice_never_falls_back(picky):
 def test_explain_names_backend_and_reason_without_computing(picky):
     q = torch.empty(1, 64, 64, 2, 4)
     assert explain(neighborhood_attention, q, q, q, 3) == "picky (the first choice)"
-    assert explain(neighborhood_attention, *[q.double()] * 3, 3) == "torch (not picky: it does not take torch.float64)"
+    said = explain(neighborhood_attention, *[q.double()] * 3, 3)
+    assert said.startswith("torch (not picky: it does not take torch.float64; not triton: ")
     with use_backend("torch"):
         assert explain(neighborhood_attention, q, q, q, 3) == "torch (asked for)"
     with pytest.raises(ValueError, match="kernel_size=99 exceeds"):
@@ -80,12 +81,25 @@ def test_explain_leaves_the_next_call_alone():
 
 
 def test_available_backends_say_what_works():
-    assert available_backends() == {"torch": None}
+    found = available_backends()
+    assert found["torch"] is None
+    # The tests choose the interpreter where there is no GPU.
+    assert list(found) == ["torch", "triton"] and found["triton"] is None
+
+
+def test_triton_says_what_it_lacks(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "there is no CUDA or ROCm device" in available_backends()["triton"]
+    q = torch.randn(1, 5, 6, 2, 4)
+    assert explain(neighborhood_attention, q, q, q, 3).startswith("torch (not triton: there is no CUDA")
+    with use_backend("triton"), pytest.raises(RuntimeError, match="'triton' was asked for, but there is no CUDA"):
+        attend()
 
 
 def test_unknown_backend_offers_the_nearest():
     with pytest.raises(
-        ValueError, match="backend='tourch' is not a backend; use one of auto, torch. Did you mean 'torch'"
+        ValueError, match="backend='tourch' is not a backend; use one of auto, torch, triton. Did you mean 'torch'"
     ):
         use_backend("tourch")
 

@@ -4,6 +4,7 @@
 from visionattn.kernels.dispatch import available_backends, explain, use_backend
 from visionattn.kernels.local import halo_attention, local_attention, neighborhood_attention, window_attention
 from visionattn.kernels.pattern import LocalPattern
+from visionattn.kernels.routed import routed_attention
 
 __all__ = [
     "LocalPattern",
@@ -12,6 +13,7 @@ __all__ = [
     "halo_attention",
     "local_attention",
     "neighborhood_attention",
+    "routed_attention",
     "use_backend",
     "window_attention",
 ]

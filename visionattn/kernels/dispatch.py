@@ -51,6 +51,11 @@ def register_backend(backend: Backend) -> None:
     _backends[backend.name] = backend
 
 
+def register_op(backend: str, op: str, implementation: Callable[..., Any]) -> None:
+    """Add an op to a backend that is registered already."""
+    _backends[backend].ops[op] = implementation
+
+
 def available_backends() -> dict[str, str | None]:
     """Every backend's name and None if it works on this machine, else why it does not."""
     return {name: backend.usable() for name, backend in _backends.items()}
@@ -89,6 +94,17 @@ class use_backend:
         _choice = self._earlier
 
 
+def is_asked_for(name: str) -> bool:
+    """Whether the backend was chosen by name, not left to "auto"."""
+    return _choice == name
+
+
+def _refusal(backend: Backend, problem: Problem) -> str | None:
+    """Why a backend can't run a call; None if it can."""
+    has_op = None if problem.op in backend.ops else f"it has no {problem.op}"
+    return has_op or backend.usable() or backend.supports(problem)
+
+
 def select(problem: Problem) -> tuple[Backend, str]:
     """The backend of a call and the reason.
 
@@ -99,13 +115,13 @@ def select(problem: Problem) -> tuple[Backend, str]:
     if _choice != "auto":
         _check_name(_choice, ENVIRONMENT_VARIABLE)
         backend = _backends[_choice]
-        refusal = backend.usable() or backend.supports(problem)
+        refusal = _refusal(backend, problem)
         if refusal:
             raise RuntimeError(f"backend {backend.name!r} was asked for, but {refusal}")
         return backend, "asked for"
     refusals: list[str] = []
     for backend in reversed(_backends.values()):
-        refusal = backend.usable() or backend.supports(problem)
+        refusal = _refusal(backend, problem)
         if refusal is None:
             return backend, "; ".join(refusals) or ("the first choice" if len(_backends) > 1 else "the only backend")
         refusals.append(f"not {backend.name}: {refusal}")

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any, overload
 
 import torch
@@ -14,11 +16,36 @@ from visionattn.kernels import dispatch
 from visionattn.kernels.local_torch import Inputs, Options, local_attention_torch
 from visionattn.kernels.pattern import AxisPattern, LocalPattern, Size, ceil_div, is_symbolic
 
+_HAS_TRITON = find_spec("triton") is not None
+
+
+def _triton_usable() -> str | None:
+    if not _HAS_TRITON:
+        return "Triton is not installed"
+    if os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available():
+        return "there is no CUDA or ROCm device (TRITON_INTERPRET=1 runs the kernels on a CPU, slowly)"
+    return None
+
+
+def _triton_supports(problem: dispatch.Problem) -> str | None:
+    from visionattn.kernels import local_triton
+
+    return local_triton.supports(problem)
+
+
+def _triton(inputs: Inputs, options: Options) -> tuple[Tensor, ...]:
+    from visionattn.kernels import local_triton
+
+    return local_triton.local_attention_triton(inputs, options)
+
+
 dispatch.register_backend(
     dispatch.Backend(
         "torch", usable=lambda: None, supports=lambda problem: None, ops={"local_attention": local_attention_torch}
     )
 )
+# Triton is imported with the first call that may need it.
+dispatch.register_backend(dispatch.Backend("triton", _triton_usable, _triton_supports, {"local_attention": _triton}))
 
 
 def local_attention(
@@ -304,8 +331,8 @@ def _check_shapes(
     if len(k) != len(q) or k[0] != q[0] or k[-1] != q[-1]:
         raise ValueError(f"q {q} and k {k} must agree in batch, number of axes and head_dim")
     _expect("v", v[:-1], k[:-1], "like k but for its last axis")
-    if min(q) < 1 or min(k) < 1 or v[-1] < 1:
-        raise ValueError(f"q {q}, k {k} and v {v} must not have empty axes")
+    if min(q[1:]) < 1 or min(k[1:]) < 1 or v[-1] < 1:
+        raise ValueError(f"q {q}, k {k} and v {v} must not have empty axes, but for the batch")
     if q[-2] % kv_heads:
         raise ValueError(f"k has {kv_heads} heads, which do not divide the {q[-2]} heads of q")
     axes = pattern.axes(rank)

@@ -464,14 +464,15 @@ class _Tiled(torch.autograd.Function):
         if all(grad is None for grad in incoming):
             return None, *(None for _ in flat)
         if torch.is_grad_enabled():  # a graph of the gradient is wanted
-            return None, *_differentiable_gradients(ctx.options, flat, needed, incoming)
+            return None, *differentiable_gradients(ctx.options, flat, needed, incoming)
         grads = _backward(ctx.options, Inputs.unpack(flat), incoming).flat()
         return None, *(g.to(t.dtype) if need else None for g, t, need in zip(grads, flat, needed, strict=True))
 
 
-def _differentiable_gradients(
+def differentiable_gradients(
     options: Options, flat: Sequence[Tensor | None], needed: Sequence[bool], incoming: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
+    """Gradients of a call's tensors as a graph that can be differentiated again; all tiles at once."""
     pairs = [(r, g) for r, g in zip(_all_at_once(options, True, *flat), incoming, strict=True) if g is not None]
     results, grads = zip(*pairs, strict=True)
     wanted = [t for t, need in zip(flat, needed, strict=True) if need]
