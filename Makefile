@@ -7,6 +7,7 @@ EXTRAS ?= dev,train,export,viz
 DEMO_DIR ?= work_dirs/demo
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
+GPU_CHECK_ARGS ?=
 
 ifeq ($(origin PYTHON),command line)
 READY :=
@@ -52,9 +53,8 @@ format: $(READY) ## let ruff rewrite what it can
 bench: $(READY) ## the benchmarks that run on a CPU
 	set -e; for script in $(sort $(wildcard benchmarks/*_cpu.py)); do $(PYTHON) $$script; done
 
-gpu-check: $(READY) ## the tests and benchmarks that need a GPU
-	$(PYTHON) -m pytest -m gpu $(PYTEST_ARGS)
-	set -e; for script in $(sort $(wildcard benchmarks/*_gpu.py)); do $(PYTHON) $$script; done
+gpu-check: $(READY) ## what only a GPU can show: tests, benchmarks, compiled kernels, sanitizer (GPU_CHECK_ARGS)
+	$(PYTHON) benchmarks/gpu_check.py --pytest "$(PYTEST_ARGS)" $(GPU_CHECK_ARGS)
 
 clean: ## remove caches, builds and work_dirs; .venv stays
 	rm -rf build dist work_dirs .mypy_cache .pytest_cache .ruff_cache

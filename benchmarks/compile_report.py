@@ -9,12 +9,12 @@ of the benchmark lists; tiles are the ones that the dispatcher picks on each dev
 
 import argparse
 import concurrent.futures
+import contextlib
+import io
 import json
 import os
 import re
-import subprocess
 import sys
-import tempfile
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -149,8 +149,13 @@ def compiled(launch: local_triton.Launch, arch: str) -> dict[str, Any]:
     source = ASTSource(kernel, signature, known, attributes)
     target = GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
     options = {"num_warps": launch.warps, "num_stages": launch.stages}
-    done = triton.compile(source, target=target, options=options)
-    registers, spills = assembled(done.asm["ptx"], arch)
+    log = io.StringIO()
+    # A kernel from the cache would come without the assembler's log.
+    with triton.knobs.compilation.scope(), triton.knobs.nvidia.scope(), contextlib.redirect_stdout(log):
+        triton.knobs.compilation.always_compile = True
+        triton.knobs.nvidia.dump_ptxas_log = True
+        done = triton.compile(source, target=target, options=options)
+    registers, spills = resources(log.getvalue())
     return {
         "registers": registers,
         "spills": spills,
@@ -159,36 +164,12 @@ def compiled(launch: local_triton.Launch, arch: str) -> dict[str, Any]:
     }
 
 
-def assembler() -> str:
-    """The newest assembler that Triton brings; it knows the older devices too."""
-    import triton
-
-    folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    newer = folder / "ptxas-blackwell"
-    return str(newer if newer.exists() else folder / "ptxas")
-
-
-def assembled(ptx: str, arch: str) -> tuple[int, int]:
-    """Registers and bytes of spill stores and loads, from the assembler's own report."""
-    suffix = "a" if arch in ("sm_90", "sm_100") else ""
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder, "kernel.ptx")
-        source.write_text(ptx)
-        command = [
-            assembler(),
-            "-v",
-            f"--gpu-name={arch}{suffix}",
-            str(source),
-            "-o",
-            str(source.with_suffix(".cubin")),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{command[0]} failed: {done.stderr}")
-    report = done.stderr
-    spills = sum(int(n) for n in re.findall(r"(\d+) bytes spill (?:stores|loads)", report))
-    used = re.search(r"Used (\d+) registers", report)
-    return int(used[1]) if used else 0, spills
+def resources(log: str) -> tuple[int, int]:
+    """Registers, and bytes of spill stores and loads, as the assembler that Triton ran reports them."""
+    used = re.search(r"Used (\d+) registers", log)
+    if used is None:
+        raise RuntimeError(f"the assembler's log names no registers: {log!r}")
+    return int(used[1]), sum(int(n) for n in re.findall(r"(\d+) bytes spill (?:stores|loads)", log))
 
 
 def matrix_units(done: Any) -> str:

@@ -14,7 +14,7 @@ from visionattn import cli  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = str(Path(__file__).parent / "openmmlab" / "tiny.py")
-COMMANDS = ("train", "evaluate", "predict", "export", "zoo", "doctor")
+COMMANDS = ("train", "evaluate", "predict", "export", "benchmark", "tune", "zoo", "doctor")
 
 
 def call(*arguments):
@@ -106,6 +106,9 @@ def test_a_model_name_is_exported(tmp_path):
         (("export", "va_nat_tny"), "va_nat_tiny"),
         (("export", "test_resnet", "--size", "12by8"), "'12by8' must look like"),
         (("zoo", "va_nat_tinny"), "nearest: va_nat_tiny"),
+        (("benchmark", "va_nat_tinny"), "did you mean va_nat_tiny"),
+        (("benchmark", "test_vit", "--batch", "1,few"), "'few' must be a whole number"),
+        (("benchmark", "test_vit", "--dtype", "int8"), "dtype='int8' must be one of"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line_with_what_would_be_right(arguments, message, tmp_path):

@@ -14,20 +14,25 @@ from visionattn import kernels
 
 ROOT = Path(visionattn.__file__).parent
 EXTRAS = ("mmengine", "mmdet", "mmseg", "mmcv", "albumentations", "cv2", "onnx", "onnxscript", "onnxruntime",
-          "matplotlib", "sklearn", "typer", "rich")  # fmt: skip
+          "matplotlib", "sklearn", "transformers", "typer", "rich")  # fmt: skip
 # Each part may import those before it (and itself); `data`, `export`, `viz` and `openmmlab` are on one level.
-OUTER = {"_files", "kernels", "layers", "models", "data", "export", "viz", "openmmlab"}
+OUTER = {"_files", "kernels", "layers", "models", "acceleration", "data", "export", "viz", "openmmlab"}
 MAY_IMPORT = {
     "_files": set(),
     "kernels": set(),
     "layers": {"kernels"},
+    "compat": {"kernels"},
     "models": {"kernels", "layers"},
+    "acceleration": {"kernels", "layers", "models"},
     "data": {"_files", "models", ""},
     "export": {"_files", "models", ""},
     "viz": {"_files", "models", "data", ""},
     "openmmlab": OUTER | {""},
-    "cli": OUTER | {""},
-    "": {"models"},
+    "benchmarking": {"_files", "layers", "models", "acceleration", ""},
+    "_timing": set(),
+    "tuning": {"_files", "_timing", "kernels", "acceleration", "benchmarking"},
+    "cli": OUTER | {"benchmarking", "tuning", ""},
+    "": {"models", "acceleration"},
 }
 
 
@@ -87,9 +92,9 @@ print(json.dumps([middle - start, time.process_time() - middle]))
 
 def test_public_names_are_the_documented_ones():
     assert set(visionattn.__all__) == {
-        "ModelInfo", "__version__", "create_model", "info", "list_models", "load_checkpoint"}  # fmt: skip
+        "ModelInfo", "__version__", "accelerate", "create_model", "info", "list_models", "load_checkpoint"}  # fmt: skip
     assert set(kernels.__all__) == {
         "LocalPattern", "available_backends", "explain", "halo_attention", "local_attention", "neighborhood_attention",
-        "use_backend", "window_attention"}  # fmt: skip
+        "routed_attention", "use_backend", "window_attention"}  # fmt: skip
     for module in (visionattn, kernels):
         assert all(hasattr(module, name) for name in module.__all__)

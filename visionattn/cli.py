@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: `visionattn train | evaluate | predict | export | zoo | doctor`."""
+"""The command line: `visionattn train | evaluate | predict | export | benchmark | tune | zoo | doctor`."""
 
 from __future__ import annotations
 
@@ -53,12 +53,17 @@ DISTRIBUTIONS = {
     "mmseg": "mmsegmentation",
 }
 
+BENCHMARK_COLUMNS = ["model", "size", "batch", "images/s", "ms", "quartiles", "peak MiB", "params", "GMACs"]
+TUNE_COLUMNS = ["problem", "kernel", "static choice", "ms", "measured best", "ms", "ratio"]
 ZOO_COLUMNS = ["model", "params", "GFLOPs", "top-1, %", "input", "paper"]
 
 Config = Annotated[str, typer.Argument(help="A config file, or the name of a built-in one: builtin/digits_nat-micro")]
 Checkpoint = Annotated[Path, typer.Argument(help="A checkpoint that training wrote, such as best.pth")]
 Data = Annotated[
     Path | None, typer.Option(help="Folder of class folders, or with train/ and val/, in place of the config's data")
+]
+Accelerate = Annotated[
+    bool, typer.Option("--accelerate", help="Let our ops compute the window or halo attention of a model of timm")
 ]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values to change in the config")]
 
@@ -102,12 +107,13 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the work dir")] = False,
     work_dir: Annotated[Path | None, typer.Option(help="Folder of the run; work_dirs/<config> by default")] = None,
     launcher: Annotated[str, typer.Option(help="'pytorch' under torchrun")] = "none",
+    accelerate: Accelerate = False,
 ) -> None:
     """Train a model from a config; checkpoints, metrics and curves go to the work dir."""
     from visionattn.openmmlab import load_config, tasks
 
     folder = tasks.default_work_dir(config) if work_dir is None else work_dir
-    summary = tasks.train(load_config(config, overrides or (), data), folder, resume, launcher)
+    summary = tasks.train(load_config(config, overrides or (), data), folder, resume, launcher, accelerate)
     rows = [
         (f"{which} epoch ({summary[which]['epoch']})", _metrics(summary[which]))
         for which in ("last", "best")
@@ -132,12 +138,13 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="JSON file; <checkpoint>_evaluation/metrics.json by default")
     ] = None,
+    accelerate: Accelerate = False,
 ) -> None:
     """Measure a checkpoint on the config's test data."""
     from visionattn.openmmlab import load_config, tasks
 
     target = checkpoint.with_name(f"{checkpoint.stem}_evaluation") / "metrics.json" if output is None else output
-    result = tasks.evaluate(load_config(config, overrides or (), data), checkpoint, target)
+    result = tasks.evaluate(load_config(config, overrides or (), data), checkpoint, target, accelerate)
     rows = [(name, f"{value:.4f}" if name == "nll" else f"{value:.2f} %") for name, value in result["metrics"].items()]
     rows += [
         ("images", str(result["images"])),
@@ -206,6 +213,84 @@ def export(
 
 @app.command()
 @user_errors
+def benchmark(
+    models: Annotated[list[str], typer.Argument(help="Names of our models or timm's, with * and ?")],
+    train: Annotated[bool, typer.Option("--train", help="Measure training steps instead of inference")] = False,
+    sizes: Annotated[str, typer.Option(help="Image sizes, as 224,384; each model's own if empty")] = "",
+    batch: Annotated[str, typer.Option(help="Images a step, as 1,8; 'auto' is the largest power of two")] = "auto",
+    compile_models: Annotated[bool, typer.Option("--compile", help="Compile the models")] = False,
+    accelerate: Annotated[
+        bool, typer.Option("--accelerate", help="Measure models of timm also with attention by our ops")
+    ] = False,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; a GPU where there is one")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16; training runs under autocast")] = "float32",
+    rounds: Annotated[int, typer.Option(help="Timed rounds; the models take turns in each")] = 9,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file to write")] = None,
+) -> None:
+    """Measure speed, memory and cost of models, in turns, so that the machine's noise hits all alike."""
+    batches: list[Any] = ["auto" if part == "auto" else _whole("--batch", part) for part in batch.split(",")]
+    sides = [_whole("--sizes", part) for part in sizes.split(",") if sizes]
+    from visionattn import benchmarking
+
+    settings = benchmarking.Settings(train=train, compile=compile_models, dtype=dtype, rounds=rounds)
+    if device is not None:
+        settings = dataclasses.replace(settings, device=device)
+    with Console(stderr=True).status("starting") as status:
+        results = benchmarking.benchmark(models, sides, batches, accelerate, settings, status.update)
+    machine = benchmarking.machine(settings)
+    title = f"{'training' if train else 'inference'}, {dtype}, {machine['device']}, torch {machine['torch']}"
+    title += "; * accelerated" if accelerate else ""
+    shown = [i for i, name in enumerate(BENCHMARK_COLUMNS) if name != "peak MiB" or settings.on_cuda]
+    rows = [[_benchmark_row(result)[i] for i in shown] for result in results]
+    _print_grid(title, [BENCHMARK_COLUMNS[i] for i in shown], rows)
+    for result in results:
+        if result.error is not None:
+            typer.echo(f"{result.model} was not measured: {result.error}")
+    if output is not None:
+        benchmarking.write_json(results, settings, output)
+        typer.echo(f"written: {output}")
+    if all(result.error is not None for result in results):
+        raise typer.Exit(1)
+
+
+@app.command()
+@user_errors
+def tune(
+    models: Annotated[list[str], typer.Argument(help="Names of our models or timm's, with * and ?")],
+    size: Annotated[int | None, typer.Option(help="Side of the images; each model's own by default")] = None,
+    batch: Annotated[int, typer.Option(help="Images")] = 64,
+    dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32")] = "bf16",
+    top: Annotated[int, typer.Option(help="Candidates of each kernel that are measured")] = 12,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File; the kernels' own by default")] = None,
+) -> None:
+    """Measure which tiles of the local-attention kernels are fastest on this GPU, and keep them for later calls."""
+    from visionattn import tuning
+    from visionattn.kernels import tiles
+
+    settings = tuning.Settings(size=size, batch=batch, dtype=dtype, top=top)
+    found: list[Any] = []
+    with Console(stderr=True).status("starting") as status:
+        try:
+            for outcome in tuning.tune(models, settings, output, status.update):
+                found.append(outcome)
+        except KeyboardInterrupt:
+            typer.echo("stopped; what was finished is kept", err=True)
+        except RuntimeError as error:
+            raise ValueError(str(error)) from error
+    rows = [row for outcome in found for row in _tune_rows(outcome)]
+    _print_grid(f"tiles, {dtype}, batch {batch}", TUNE_COLUMNS, rows)
+    rejected = [f"{outcome.key}: {reason}" for outcome in found for reason in outcome.rejected]
+    if rejected:
+        typer.echo(f"{len(rejected)} candidates were left out, such as {rejected[0]}")
+    if found:
+        path = tiles.cache_path() if output is None else output
+        typer.echo(
+            f"written: {path}" + ("" if output is None else f"; the kernels read it if {tiles.CACHE_VARIABLE} names it")
+        )
+
+
+@app.command()
+@user_errors
 def zoo(
     pattern: Annotated[str, typer.Argument(help="Names to list, with * and ?")] = "*",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
@@ -228,15 +313,8 @@ def zoo(
         return
     # Terminals are narrow: the papers' titles stand below, once.
     title = f"{len(rows)} sets of weights (accuracies and costs as published)"
-    table = Table(
-        *ZOO_COLUMNS[:-1], "arXiv", title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
-    )
-    table.columns[0].overflow = "fold"
-    for column in table.columns[1:]:
-        column.justify, column.no_wrap = "right", True
-    for row, model in zip(rows, found, strict=True):
-        table.add_row(*row[:-1], model.arxiv)
-    Console().print(table, highlight=False, markup=False)
+    cells = [[*row[:-1], model.arxiv] for row, model in zip(rows, found, strict=True)]
+    _print_grid(title, [*ZOO_COLUMNS[:-1], "arXiv"], cells)
     for arxiv, title in {model.arxiv: model.paper for model in found}.items():
         typer.echo(f"arXiv:{arxiv}  {title}")
 
@@ -308,6 +386,46 @@ def _zoo_row(model: Any) -> list[str]:
     return [model.name, *shown, size, f"{model.paper} (arXiv:{model.arxiv})"]
 
 
+def _benchmark_row(result: Any) -> list[str]:
+    size = "–" if result.input_size is None else "x".join(map(str, result.input_size[1:]))
+    figures = [
+        (result.batch, "{}"),
+        (result.images_per_second, "{:.1f}"),
+        (result.latency_ms, "{:.1f}"),
+        (result.latency_q1_ms, f"{{:.1f}}–{result.latency_q3_ms or 0:.1f}"),
+        (result.peak_mib, "{:.0f}"),
+        (None if result.parameters is None else result.parameters / 1e6, "{:.1f} M"),
+        (result.gmacs, "{:.2f}"),
+    ]
+    name = f"{result.model} *" if result.accelerated else result.model
+    return [name, size, *("–" if value is None else text.format(value) for value, text in figures)]
+
+
+def _tune_rows(outcome: Any) -> list[list[str]]:
+    rows: list[list[str]] = []
+    for kernel in outcome.static_ms | outcome.best_ms:
+        cells = [
+            (_tile(getattr(tiling, kernel)), f"{figures[kernel]:.4f}") if kernel in figures else ("not launched", "–")
+            for tiling, figures in ((outcome.static, outcome.static_ms), (outcome.best, outcome.best_ms))
+        ]
+        both = kernel in outcome.static_ms and kernel in outcome.best_ms
+        ratio = f"{outcome.static_ms[kernel] / outcome.best_ms[kernel]:.2f}" if both else "–"
+        rows.append([outcome.key if not rows else "", kernel, *cells[0], *cells[1], ratio])
+    return rows
+
+
+def _tile(tile: Any) -> str:
+    """Such as 1x7x7/1x13x13:2 16x64 w4 s2: tile, box and its parts, slots of queries and keys, warps, stages."""
+    sides = ["x".join(map(str, side)) for side in (tile.tile, tile.box)]
+    return f"{'/'.join(sides)}:{tile.pieces} {tile.rows}x{tile.columns} w{tile.warps} s{tile.stages}"
+
+
+def _whole(option: str, text: str) -> int:
+    if not text.strip().isdigit():
+        raise ValueError(f"{option}: {text!r} must be a whole number; several are separated by commas")
+    return int(text)
+
+
 def _is_config(name: str) -> bool:
     return "/" in name or name.endswith(".py")
 
@@ -320,6 +438,16 @@ def _print_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
     table = Table(title=title, title_justify="left", show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table, highlight=False, markup=False)
+
+
+def _print_grid(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.columns[0].overflow = "fold"
+    for column in table.columns[1:]:
+        column.justify, column.no_wrap = "right", True
     for row in rows:
         table.add_row(*row)
     Console().print(table, highlight=False, markup=False)

@@ -93,7 +93,7 @@ def test_half_precision_gradients_are_summed_in_float32():
         ({"q": torch.randn(2, 4, 9, 2, 4)}, TypeError, "must share one floating-point dtype"),
         ({"route_weights": torch.rand(2, 6, 2)}, ValueError, "route_weights has shape"),
     ],
-    ids=str,
+    ids=["grid", "shapes", "values", "routes", "routes' dtype", "dtypes", "weights"],
 )
 def test_wrong_arguments_are_named(change, error, message):
     q, k, v, routes, grid, _ = call()

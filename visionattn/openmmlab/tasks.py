@@ -20,6 +20,7 @@ from mmengine.dist import barrier, is_main_process
 from mmengine.registry import DATASETS, MODELS
 
 from visionattn._files import replacing
+from visionattn.acceleration import accelerate as accelerate_model
 from visionattn.data import ClassificationDataset, build_pipeline, read_image
 from visionattn.openmmlab.config import find_config
 from visionattn.openmmlab.hooks import CURVES_FILE, METRICS_FILE, ProgressHook
@@ -33,7 +34,11 @@ def default_work_dir(name: str | os.PathLike[str]) -> Path:
 
 
 def train(
-    cfg: Config, work_dir: str | os.PathLike[str], resume: bool = False, launcher: str = "none"
+    cfg: Config,
+    work_dir: str | os.PathLike[str],
+    resume: bool = False,
+    launcher: str = "none",
+    accelerate: bool = False,
 ) -> dict[str, Any]:
     """Train as `cfg` says; checkpoints, metrics, curves and `summary.json` go to `work_dir`.
 
@@ -42,6 +47,7 @@ def train(
         work_dir: Folder of the run.
         resume: Go on from `last.pth` in `work_dir`, with the same result as a run that never stopped.
         launcher: "none" for one process, "pytorch" under torchrun, or another of mmengine's launchers.
+        accelerate: Let our ops compute the attention of another library's model (`visionattn.accelerate`).
 
     Returns:
         What `summary.json` holds: metrics of the last and the best epoch, seconds, parameters, file paths, names of
@@ -57,7 +63,7 @@ def train(
     if resume:
         cfg.load_from = str(work_dir / "last.pth")
         read_checkpoint(cfg.load_from)
-    runner = build_runner(cfg, work_dir, launcher)
+    runner = build_runner(cfg, work_dir, launcher, accelerate)
     start = time.monotonic()
     with _package_log(runner):
         try:
@@ -85,8 +91,16 @@ def train(
     return summary
 
 
-def evaluate(cfg: Config, checkpoint: str | os.PathLike[str], output: str | os.PathLike[str]) -> dict[str, Any]:
+def evaluate(
+    cfg: Config, checkpoint: str | os.PathLike[str], output: str | os.PathLike[str], accelerate: bool = False
+) -> dict[str, Any]:
     """Metrics of a checkpoint on the test data of `cfg`, also written to the JSON file `output`.
+
+    Args:
+        cfg: From `load_config`.
+        checkpoint: Written by `train`.
+        output: File to write.
+        accelerate: Let our ops compute the attention of another library's model (`visionattn.accelerate`).
 
     Raises:
         FileNotFoundError: There is no such checkpoint.
@@ -95,7 +109,7 @@ def evaluate(cfg: Config, checkpoint: str | os.PathLike[str], output: str | os.P
     content = read_checkpoint(checkpoint)
     output = Path(output)
     cfg.resume, cfg.load_from = False, str(checkpoint)
-    runner = build_runner(cfg, output.parent / "logs")
+    runner = build_runner(cfg, output.parent / "logs", accelerate=accelerate)
     _check_classes(content, runner.test_dataloader.dataset.classes)
     with _package_log(runner):
         metrics = runner.test()
@@ -164,13 +178,16 @@ def input_size(cfg: Config) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def build_runner(cfg: Config, work_dir: Path, launcher: str = "none") -> AtomicRunner:
+def build_runner(cfg: Config, work_dir: Path, launcher: str = "none", accelerate: bool = False) -> AtomicRunner:
     """Runner of a config, with a name of its own, as mmengine shares logs between runs of one name."""
     cfg.work_dir, cfg.launcher = str(work_dir), launcher
     if launcher != "none" and not torch.cuda.is_available():
         raise ValueError(f"launcher={launcher!r} runs one process a GPU, and there is none here; use 'none'")
     cfg.experiment_name = f"{Path(cfg.filename or 'run').stem}_{uuid.uuid4().hex[:8]}"
-    return AtomicRunner.from_cfg(cfg)
+    runner = AtomicRunner.from_cfg(cfg)
+    if accelerate:
+        runner.logger.info(str(accelerate_model(runner.model)))
+    return runner
 
 
 @contextmanager
