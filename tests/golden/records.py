@@ -89,15 +89,18 @@ def state_dict(
     return entries
 
 
-def error(tensor: Tensor, digest: dict[str, Any]) -> float:
-    """Largest deviation from a digest over its root mean square; infinite for another shape or a value not finite."""
+def error(tensor: Tensor, digest: dict[str, Any], share: float = 1.0) -> float:
+    """Largest deviation from a digest over its root mean square; infinite for another shape or a value not finite.
+
+    With `share` below 1 the largest among this share of the sampled values, those that deviate least.
+    """
     if list(tensor.shape) != digest["shape"] or not bool(torch.isfinite(tensor).all()):
         return math.inf
     flat = tensor.detach().to(torch.float64).cpu().reshape(-1)
     rms = digest["l2"] / math.sqrt(max(flat.numel(), 1))
     sampled = flat[torch.tensor(digest["at"])] - torch.tensor(digest["values"], dtype=torch.float64)
     worst = max(
-        sampled.abs().max().item(),
+        sampled.abs().quantile(share, interpolation="higher").item(),
         abs(flat.mean().item() - digest["mean"]),
         abs(flat.std(unbiased=False).item() - digest["std"]),
     )

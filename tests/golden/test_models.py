@@ -29,12 +29,20 @@ def pytest_generate_tests(metafunc):
     wanted = {test_outputs_and_gradients_agree: has_runs, test_published_weights_have_one_name: is_published}
     condition = wanted.get(metafunc.function, lambda record: True)
     paths = [p for p, record in found.items() if families_of(record) and condition(record)]
-    metafunc.parametrize("path", paths, ids=[f"{p.parent.name}-{p.name.removesuffix('.json.gz')}" for p in paths])
+    is_run = metafunc.function is test_outputs_and_gradients_agree
+    marks = [[pytest.mark.slow] if is_run and is_large(found[p]) else [] for p in paths]
+    ids = [f"{p.parent.name}-{p.name.removesuffix('.json.gz')}" for p in paths]
+    metafunc.parametrize("path", [pytest.param(p, marks=m, id=i) for p, m, i in zip(paths, marks, ids, strict=True)])
 
 
 def has_runs(record):
     """Large variants have names and counts only."""
     return bool(record["runs"])
+
+
+def is_large(record):
+    """Whether an image of the record costs a CPU tens of seconds."""
+    return max(math.prod(run["input"][-2:]) for run in record["runs"]) > 400**2
 
 
 def families_of(record):
@@ -59,27 +67,30 @@ def build_on_meta(record):
 
 
 def loaded(record):
-    """Model that holds the record's weights; the key map accounts for every entry and every parameter."""
+    """Family and the model with the record's weights; the key map accounts for every entry and every parameter."""
     family, model = build_on_meta(record)
     entries = records.state_dict(record, constants=True)
     model.load_state_dict(convert(entries, model, family.key_maps), strict=True, assign=True)
-    return model.eval()
+    return family, model.eval()
 
 
-def outputs_of(model, x, keys):
+def outputs_of(family, model, x, keys):
     """The record's outputs: logits, raw stage maps, or the features that a dense head gets."""
+    if family.outputs is not None:
+        return family.outputs(model, x)
     maps = [key for key in keys if key != "logits"]
     stages = [int(key.split(".")[1]) for key in maps]
-    features = model.forward_intermediates(x, indices=stages, intermediates_only=True) if stages else []
+    indices = stages if family.features is None else [family.features[i] for i in stages]
+    features = model.forward_intermediates(x, indices=indices, intermediates_only=True) if stages else []
     named = dict(zip(maps, features, strict=True))
     return named | ({"logits": model(x)} if "logits" in keys else {})
 
 
-def check_run(model, run, dtype, tolerance):
+def check_run(family, model, run, dtype, tolerance):
     has_gradients = run["grad_input"] is not None
     x = records.image(run["input"], dtype).requires_grad_(has_gradients)
     with torch.set_grad_enabled(has_gradients):
-        outputs = outputs_of(model, x, list(run["outputs"]))
+        outputs = outputs_of(family, model, x, list(run["outputs"]))
     errors = {key: records.error(outputs[key], digest) for key, digest in run["outputs"].items()}
     assert max(errors.values()) <= tolerance, errors
     if not has_gradients:
@@ -87,9 +98,15 @@ def check_run(model, run, dtype, tolerance):
     key = "logits" if "logits" in outputs else max(outputs)
     model.zero_grad()
     (outputs[key] * records.cotangent(outputs[key].shape, dtype)).sum().backward()
-    assert records.error(x.grad, run["grad_input"]) <= tolerance
+    share = 0.9 if dtype == torch.float32 and has_kinks(model) else 1.0
+    assert records.error(x.grad, run["grad_input"], share) <= tolerance
     total = math.sqrt(sum(p.grad.double().pow(2).sum().item() for p in model.parameters() if p.grad is not None))
     assert total == pytest.approx(run["grad_total_l2"], rel=tolerance, abs=1e-12)
+
+
+def has_kinks(model):
+    """Whether rounding can move a value to the other side of a kink, which changes parts of the gradient by more."""
+    return any(isinstance(m, (torch.nn.ReLU, torch.nn.ReLU6)) for m in model.modules())
 
 
 def test_records_of_other_families_are_not_checked(family):
@@ -98,10 +115,10 @@ def test_records_of_other_families_are_not_checked(family):
 
 def test_outputs_and_gradients_agree(path):
     record = load(path)
-    model = loaded(record)
+    family, model = loaded(record)
     for dtype, tolerance in TOLERANCES.items():
         for run in record["runs"]:
-            check_run(model.to(dtype), run, dtype, tolerance)
+            check_run(family, model.to(dtype), run, dtype, tolerance)
 
 
 def test_counts_and_names_agree(path):
@@ -145,5 +162,6 @@ def drop_paths(model):
 
 def mixers(model):
     """What no shape shows: dilations, shifts, scales."""
-    names = ("kernel_size", "dilation", "window_size", "shift", "shift_small_maps", "map_size", "scale")
+    names = ("kernel_size", "dilation", "window_size", "shift", "shift_small_maps", "map_size", "scale",
+             "pretrained_window")  # fmt: skip
     return [[getattr(b.attn, n, None) for n in names] for b in model.modules() if hasattr(b, "attn")]

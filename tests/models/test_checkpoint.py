@@ -162,16 +162,75 @@ def test_a_classification_file_loads_into_a_dense_backbone_and_back(trained, tmp
     assert same(other, dense)
 
 
-def test_timms_own_swin_weights_give_timms_own_logits(tmp_path):
-    theirs = timm.models.SwinTransformer(
-        img_size=64, window_size=4, embed_dim=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8)
-    )
-    theirs = randomise(theirs.double()).eval()
+SIZES = dict(num_heads=(1, 2, 4, 8), depths=(2, 1, 2, 1))
+WIDTHS, REDUCTIONS, WINDOWS = (16, 32, 32, 64), (4, 2, 2, 1), (3, 3, 2, 2)
+PVTV2 = (
+    dict(**SIZES, dims=WIDTHS, reductions=REDUCTIONS, mlp_ratio=(2, 3, 2, 2)),
+    dict(**SIZES, embed_dims=WIDTHS, sr_ratios=REDUCTIONS, mlp_ratios=(2, 3, 2, 2)),
+)
+TIMM_MODELS = {
+    "va_pvtv2_b0": ("pvt_v2_b0", *PVTV2),
+    "va_pvtv2_b2_linear": ("pvt_v2_b2_li", *PVTV2),
+    "va_swin_tiny": ("swin_tiny_patch4_window7_224", SWIN, SWIN),
+    "va_swinv2_tiny_window8": ("swinv2_tiny_window8_256", SWIN, SWIN),
+    "va_twins_svt_small": (
+        "twins_svt_small",
+        dict(**SIZES, dims=WIDTHS, reductions=REDUCTIONS, window_sizes=WINDOWS, mlp_ratio=4),
+        dict(**SIZES, embed_dims=WIDTHS, sr_ratios=REDUCTIONS, wss=WINDOWS, mlp_ratios=(4,) * 4, img_size=64),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TIMM_MODELS)
+def test_timms_own_weights_give_timms_own_logits(name, tmp_path):
+    theirs_name, args, theirs_args = TIMM_MODELS[name]
+    theirs = randomise(timm.create_model(theirs_name, **theirs_args).double()).eval()
     torch.save(theirs.state_dict(), tmp_path / "timm.pth")
-    model = swin().double()
+    model = timm.create_model(name, **args).double().eval()
     visionattn.load_checkpoint(model, tmp_path / "timm.pth")
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     assert torch.allclose(model(x), theirs(x), rtol=1e-9, atol=1e-9)
+
+
+def layers_of(prefix, *names):
+    return [f"{prefix}{name}.{kind}" for name in names for kind in ("weight", "bias")]
+
+
+def pvtv2_names(depths, reductions):
+    """Entries of the authors' PVT v2."""
+    names = layers_of("", "head")
+    for stage, (depth, reduction) in enumerate(zip(depths, reductions, strict=True), 1):
+        names += layers_of("", f"patch_embed{stage}.proj", f"patch_embed{stage}.norm", f"norm{stage}")
+        parts = ["norm1", "norm2", "attn.q", "attn.kv", "attn.proj", "mlp.fc1", "mlp.fc2", "mlp.dwconv.dwconv"]
+        parts += ["attn.sr", "attn.norm"] if reduction > 1 else []
+        for block in range(depth):
+            names += layers_of(f"block{stage}.{block}.", *parts)
+    return names
+
+
+def cswin_names(depths, branches):
+    """Entries of the authors' CSWin."""
+    names = layers_of("", "stage1_conv_embed.0", "stage1_conv_embed.2", "norm", "head")
+    for stage, (depth, count) in enumerate(zip(depths, branches, strict=True), 1):
+        names += layers_of(f"merge{stage}.", "conv", "norm") if stage < len(depths) else []
+        convs = [f"attns.{branch}.get_v" for branch in range(count)]
+        for block in range(depth):
+            names += layers_of(f"stage{stage}.{block}.", "qkv", "norm1", "proj", *convs, "mlp.fc1", "mlp.fc2", "norm2")
+    return names
+
+
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [
+        ("va_pvtv2_b0", pvtv2_names((2, 2, 2, 2), (8, 4, 2, 1))),
+        ("va_cswin_tiny", cswin_names((1, 2, 21, 1), (2, 2, 2, 1))),
+    ],
+)
+def test_the_authors_names_account_for_every_entry(model, names):
+    with torch.device("meta"):
+        ours = set(timm.create_model(model).state_dict())
+    keys = visionattn.models.FAMILIES[visionattn.info(model).family].key_maps[0]
+    assert {keys.rename(name)[0] for name in names} == ours and len(names) == len(ours)
 
 
 def test_bias_and_position_tables_of_another_size_are_resized(tmp_path):

@@ -8,6 +8,7 @@ import timm
 import torch
 
 import visionattn
+from visionattn.layers import GlobalAttention, NeighborhoodAttention, WindowAttention
 from visionattn.models import FAMILIES, Pyramid
 from visionattn.models._card import card, render
 
@@ -76,6 +77,8 @@ def test_unknown_parts_offer_the_nearest():
         (dict(num_classes=-1), "num_classes=-1"),
         (dict(in_chans=0), "in_chans=0"),
         (dict(kernel_size=0), "must be positive"),
+        (dict(mlp_ratio=(3, 3)), r"mlp_ratio=\(3, 3\) must have one entry for each of the 4 stages"),
+        (dict(mixers=("window", ["global"], "window", "window")), "mixers=.* must give every block one"),
     ],
     ids=str,
 )
@@ -90,6 +93,32 @@ def test_any_mixer_fits_the_host():
     options = ({"window_size": 4, "shift": 2}, {"kernel_size": 3}, {"map_size": 4}, {"map_size": 2})
     model = Pyramid(mixers=kinds, mixer_args=lambda stage, block: options[stage], **args)
     assert model(torch.randn(2, 3, 61, 75)).shape == (2, 5)
+
+
+@pytest.mark.parametrize("host", ["va_pvtv2_b0", "va_cswin_tiny"])
+def test_a_host_takes_other_mixers_in_place_of_its_own(host):
+    args = dict(depths=(1, 1, 1, 1), num_heads=(2, 2, 2, 2), num_classes=5)
+    model = timm.create_model(host, mixers="neighborhood", mixer_args={"kernel_size": 3}, **args)
+    mixers = [stage.blocks[0].attn for stage in model.stages]
+    assert all(isinstance(mixer, NeighborhoodAttention) and mixer.kernel_size == 3 for mixer in mixers)
+    assert model(torch.randn(1, 3, 70, 52)).shape == (1, 5)
+
+
+def test_blocks_of_a_stage_take_turns_between_mixers():
+    model = Pyramid((3, 1), (16, 32), (2, 2), mixers=(["window", "global", "window"], "spatial_reduction"))
+    assert [type(b.attn) for b in model.stages[0].blocks] == [WindowAttention, GlobalAttention, WindowAttention]
+
+
+def test_weights_on_a_page_are_asked_for(tmp_path):
+    args = dict(depths=(1, 1, 1, 1), dims=(16, 16, 16, 16), num_heads=(1, 1, 1, 1))
+    with pytest.raises(ValueError, match=r"download them from https://drive.google.com/.* and give the file as"):
+        timm.create_model("va_twins_pcpvt_small", pretrained=True, pretrained_cfg_overlay=dict(hf_hub_id=None), **args)
+    trained = timm.create_model("va_twins_pcpvt_small", **args)
+    torch.save(trained.state_dict(), tmp_path / "w.pth")
+    overlay = dict(file=str(tmp_path / "w.pth"))
+    model = timm.create_model("va_twins_pcpvt_small", pretrained=True, pretrained_cfg_overlay=overlay, **args)
+    assert torch.equal(model.stages[0].position.conv.weight, trained.stages[0].position.conv.weight)
+    assert timm.get_pretrained_cfg("va_twins_pcpvt_small").hf_hub_id == "timm/twins_pcpvt_small.in1k"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)

@@ -20,7 +20,7 @@ class RelativeAttention(nn.Module):
         dim: Channels of the map; a multiple of `num_heads`.
         num_heads: Attention heads.
         extent: `(height, width)` of the keys that one query can see; the table is `(heads, 2*height-1, 2*width-1)`,
-            indexed by key position minus query position.
+            indexed by key position minus query position. None for no table.
         qkv_bias: Whether the qkv projection has a bias.
         qk_scale: Factor on the logits; None means `head_dim ** -0.5`.
         proj_drop: Dropout after the output projection.
@@ -33,7 +33,7 @@ class RelativeAttention(nn.Module):
         self,
         dim: int,
         num_heads: int,
-        extent: tuple[int, int],
+        extent: tuple[int, int] | None,
         qkv_bias: bool = True,
         qk_scale: float | None = None,
         proj_drop: float = 0.0,
@@ -41,16 +41,22 @@ class RelativeAttention(nn.Module):
         super().__init__()
         if num_heads < 1 or dim % num_heads != 0:
             raise ValueError(f"num_heads={num_heads} must be a positive divisor of dim={dim}")
-        if min(extent) < 1:
+        if extent is not None and min(extent) < 1:
             raise ValueError(f"kernel, window or map size {extent} must be positive")
         self.dim = dim
         self.num_heads = num_heads
         self.scale = (dim // num_heads) ** -0.5 if qk_scale is None else qk_scale
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.rpb = nn.Parameter(torch.empty(num_heads, 2 * extent[0] - 1, 2 * extent[1] - 1))
+        self.rpb: nn.Parameter | None = None
+        if extent is not None:
+            self.rpb = nn.Parameter(torch.empty(num_heads, 2 * extent[0] - 1, 2 * extent[1] - 1))
+            init_table(self.rpb)
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
-        init_table(self.rpb)
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that no recipe decays, besides vectors."""
+        return set() if self.rpb is None else {"rpb"}
 
     def project_in(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Views q, k, v `(B, H, W, heads, D)` of one packed projection."""
@@ -129,6 +135,9 @@ class WindowAttention(RelativeAttention):
         qkv_bias: Whether the qkv projection has a bias.
         qk_scale: Factor on the logits; None means `head_dim ** -0.5`.
         proj_drop: Dropout after the output projection.
+        relative_bias: Whether logits have a bias by relative position.
+        mask_two_sided_padding: Hide the tokens that fill up the last windows from all others where the map is filled
+            up along both axes, and only there, as the Twins segmentation backbone does.
 
     Paper: Swin Transformer, arXiv 2103.14030.
     """
@@ -143,22 +152,26 @@ class WindowAttention(RelativeAttention):
         qkv_bias: bool = True,
         qk_scale: float | None = None,
         proj_drop: float = 0.0,
+        relative_bias: bool = True,
+        mask_two_sided_padding: bool = False,
     ) -> None:
         window = to_2tuple(window_size)
-        super().__init__(dim, num_heads, window, qkv_bias, qk_scale, proj_drop)
+        if min(window) < 1:
+            raise ValueError(f"window_size={window} must be positive")
+        super().__init__(dim, num_heads, window if relative_bias else None, qkv_bias, qk_scale, proj_drop)
         if not 0 <= shift < min(window):
             raise ValueError(f"shift={shift} must be at least 0 and less than the window size {window}")
         self.window_size: tuple[int, int] = window
         self.shift = shift
         self.shift_small_maps = shift_small_maps
+        self.mask_two_sided_padding = mask_two_sided_padding
 
     def forward(self, x: Tensor) -> Tensor:
         """Mixes `(B, H, W, C)`, any H, W >= 1."""
         q, k, v = self.project_in(x)
-        # The reference pads the normed map before qkv: a padded token's key and value are the projection's bias.
-        pad_k = pad_v = None
-        if self.qkv.bias is not None:
-            _, pad_k, pad_v = self.qkv.bias.to(k.dtype).view(3, self.num_heads, -1).unbind(0)
+        pad_k, pad_v = self.padding(k.dtype)
+        if self.mask_two_sided_padding:
+            q, k, pad_k = self._mask_padding(q, k, pad_k)
         out = window_attention(
             q,
             k,
@@ -166,11 +179,33 @@ class WindowAttention(RelativeAttention):
             self.window_size,
             shift=self._shift_on(x.shape[1], x.shape[2]),
             scale=self.scale,
-            bias=self.rpb,
+            bias=self.position_bias(),
             pad_k=pad_k,
             pad_v=pad_v,
         )
         return self.project_out(_output(out))
+
+    def position_bias(self) -> Tensor | None:
+        """Table `(heads, 2*height-1, 2*width-1)` added to the logits, by key position minus query position."""
+        return self.rpb
+
+    def padding(self, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+        """Key and value `(heads, D)` of the tokens that fill up the last windows; None for zeros."""
+        if self.qkv.bias is None:
+            return None, None
+        # The reference pads the normed map before qkv: what is left of a padded token is the projection's bias.
+        _, pad_k, pad_v = self.qkv.bias.to(dtype).view(3, self.num_heads, -1).unbind(0)
+        return pad_k, pad_v
+
+    def _mask_padding(self, q: Tensor, k: Tensor, pad_k: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and padding key with one more channel, in which the padding loses 1000 on every logit."""
+        height, width = q.shape[1:3]
+        rows, columns = (-n % side for n, side in zip((height, width), self.window_size, strict=True))
+        both = torch.sym_min(rows, 1) * torch.sym_min(columns, 1)
+        if pad_k is None:
+            pad_k = k.new_zeros(self.num_heads, k.shape[-1])
+        hidden = k.new_full((self.num_heads, 1), -1000 / self.scale) * both
+        return F.pad(q, (0, 1), value=1.0), F.pad(k, (0, 1)), torch.cat([pad_k, hidden], -1)
 
     def _shift_on(self, height: int, width: int) -> int:
         if self.shift == 0 or self.shift_small_maps:

@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pre-norm transformer block, around any token mixer."""
+"""The transformer block, around any token mixer."""
 
-from timm.layers import DropPath, LayerScale, Mlp
+from timm.layers import DropPath, LayerScale
 from torch import Tensor, nn
+
+from .embed import ConditionalPosition
+from .mlp import MLPS
+from .names import pick
 
 
 class Block(nn.Module):
@@ -15,6 +19,15 @@ class Block(nn.Module):
         layer_scale: Initial value of the per-channel factors on the branches; None leaves the factors out.
         proj_drop: Dropout inside the MLP.
         drop_path: Probability that a sample skips a branch in training.
+        norm_eps: Added to the variance by the norms.
+        post_norm: Norm what a branch returns instead of what it reads: `x + norm(mixer(x))`. Every branch starts as
+            zero then.
+        norm_sums: Norm the sum of a branch and its input instead: `norm(x + mixer(x))`.
+        mlp: Name of the MLP, one of `visionattn.layers.MLPS`; None for a block of the mixer alone.
+        position: Whether a convolution that encodes positions comes first.
+
+    Raises:
+        ValueError: If no MLP has that name.
     """
 
     def __init__(
@@ -25,17 +38,35 @@ class Block(nn.Module):
         layer_scale: float | None = None,
         proj_drop: float = 0.0,
         drop_path: float = 0.0,
+        norm_eps: float = 1e-5,
+        post_norm: bool = False,
+        mlp: str | None = "mlp",
+        position: bool = False,
+        norm_sums: bool = False,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
+        self.post_norm, self.norm_sums = post_norm, norm_sums
+        self.position = ConditionalPosition(dim) if position else nn.Identity()
+        self.norm1 = nn.LayerNorm(dim, norm_eps)
         self.attn = mixer
         self.scale1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop)
-        self.scale2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
+        self.mlp: nn.Module | None = None
+        if mlp is not None:
+            self.norm2 = nn.LayerNorm(dim, norm_eps)
+            self.mlp = pick("mlp", mlp, MLPS)(dim, int(dim * mlp_ratio), drop=proj_drop)
+            self.scale2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        if post_norm:
+            for norm in (self.norm1, *([] if mlp is None else [self.norm2])):
+                nn.init.zeros_(norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `(B, H, W, C)` to the same shape."""
-        x = x + self.drop_path(self.scale1(self.attn(self.norm1(x))))
-        return x + self.drop_path(self.scale2(self.mlp(self.norm2(x))))
+        x = self.position(x)
+        x = self._with_branch(self.attn, self.norm1, self.scale1, x)
+        return x if self.mlp is None else self._with_branch(self.mlp, self.norm2, self.scale2, x)
+
+    def _with_branch(self, layer: nn.Module, norm: nn.Module, scale: nn.Module, x: Tensor) -> Tensor:
+        if self.norm_sums:
+            return norm(x + self.drop_path(scale(layer(x))))
+        return x + self.drop_path(scale(norm(layer(x)) if self.post_norm else layer(norm(x))))

@@ -2,82 +2,182 @@
 """Stems and downsamplers: where a map changes its resolution. All return `(B, H, W, C)`."""
 
 import torch
+from timm.layers import get_act_layer
 from torch import Tensor, nn
 
 from .attention import resize_table
 from .init import init_table
-from .padding import pad_to_multiple
+from .norm import create_norm
+from .padding import pad_to_multiple, pad_to_patch
 
 
 class ConvStem(nn.Module):
-    """Image `(B, C, H, W)` to a map at stride 4: two overlapping 3x3 convolutions, then LayerNorm.
+    """Image `(B, C, H, W)` to a map at stride 4: two overlapping 3x3 convolutions, then a norm.
 
     Args:
         in_chans: Channels of the image.
         dim: Channels of the map, even.
+        norm_layer: Name of the norms, one of `visionattn.layers.NORMS`.
+        norm_eps: Added to the variance by the norms.
+        mid_norm: Whether there is a norm between the convolutions too.
+        act: Activation between the convolutions, as timm names it; None for none.
 
     Paper: Neighborhood Attention Transformer, arXiv 2204.07143.
     """
 
     first_conv = "proj.0"
     stride = 4
+    rounds_up = True
 
-    def __init__(self, in_chans: int, dim: int) -> None:
+    def __init__(
+        self,
+        in_chans: int,
+        dim: int,
+        norm_layer: str = "layer",
+        norm_eps: float = 1e-5,
+        mid_norm: bool = False,
+        act: str | None = None,
+    ) -> None:
         super().__init__()
-        # No activation in between: the reference has none.
         self.proj = nn.Sequential(
             nn.Conv2d(in_chans, dim // 2, 3, stride=2, padding=1),
             nn.Conv2d(dim // 2, dim, 3, stride=2, padding=1),
         )
-        self.norm = nn.LayerNorm(dim)
+        self.mid_norm = create_norm(norm_layer, dim // 2, norm_eps) if mid_norm else nn.Identity()
+        self.act = nn.Identity() if act is None else get_act_layer(act)()
+        self.norm = create_norm(norm_layer, dim, norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """Embeds an image of any size; odd sides round up."""
-        return self.norm(self.proj(x).permute(0, 2, 3, 1))
+        x = self.mid_norm(self.proj[0](x).permute(0, 2, 3, 1))
+        x = self.proj[1](self.act(x).permute(0, 3, 1, 2))
+        return self.norm(x.permute(0, 2, 3, 1))
+
+
+class OverlapStem(nn.Module):
+    """Image `(B, C, H, W)` to a map at stride 4 by one 7x7 convolution, then LayerNorm.
+
+    Args:
+        in_chans: Channels of the image.
+        dim: Channels of the map.
+        padding: Zeros on each side of the image; 3 centres the convolution on the first pixel of each four.
+
+    Paper: PVT v2, arXiv 2106.13797.
+    """
+
+    first_conv = "proj"
+    stride = 4
+    rounds_up = True
+
+    def __init__(self, in_chans: int, dim: int, padding: int = 3) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_chans, dim, 7, stride=4, padding=padding)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embeds an image of any size; sides that are no multiples of 4 are zero-padded."""
+        return self.norm(self.proj(pad_to_multiple(x, 4, channels_last=False)).permute(0, 2, 3, 1))
 
 
 class PatchStem(nn.Module):
-    """Image `(B, C, H, W)` to a map of non-overlapping patches, zero-padded to whole patches at the bottom and right.
+    """Image `(B, C, H, W)` to a map of non-overlapping patches.
 
     Args:
         in_chans: Channels of the image.
         dim: Channels of the map.
         patch_size: Side of a patch, the stride of the map.
-        norm: Whether a LayerNorm follows.
+        norm: Whether a norm follows.
+        drop_ragged: What becomes of the last rows and columns where they fill no patch: they are dropped, or
+            filled up with zeros. An image smaller than a patch is filled up in any case.
+        norm_layer: Name of the norm, one of `visionattn.layers.NORMS`.
     """
 
     first_conv = "proj"
 
-    def __init__(self, in_chans: int, dim: int, patch_size: int = 4, norm: bool = True) -> None:
+    def __init__(
+        self,
+        in_chans: int,
+        dim: int,
+        patch_size: int = 4,
+        norm: bool = True,
+        drop_ragged: bool = False,
+        norm_layer: str = "layer",
+    ) -> None:
         super().__init__()
         if patch_size < 1:
             raise ValueError(f"patch_size={patch_size} must be at least 1")
         self.stride = patch_size
+        self.rounds_up = not drop_ragged
         self.proj = nn.Conv2d(in_chans, dim, patch_size, stride=patch_size)
-        self.norm = nn.LayerNorm(dim) if norm else nn.Identity()
+        self.norm = create_norm(norm_layer, dim) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Embeds an image of any size."""
-        x = self.proj(pad_to_multiple(x, self.stride, channels_last=False))
-        return self.norm(x.permute(0, 2, 3, 1))
+        if self.rounds_up:
+            x = pad_to_multiple(x, self.stride, channels_last=False)
+        else:
+            x = pad_to_patch(x, self.stride, channels_last=False)
+        return self.norm(self.proj(x).permute(0, 2, 3, 1))
 
 
 class ConvDownsample(nn.Module):
-    """Halves a map and changes its channels by an overlapping 3x3 convolution, then LayerNorm.
+    """Halves a map and changes its channels by an overlapping 3x3 convolution and a norm.
 
     Args:
         dim: Channels in.
         out_dim: Channels out.
+        bias: Whether the convolution has a bias.
+        norm_layer: Name of the norm, one of `visionattn.layers.NORMS`.
+        norm_eps: Added to the variance by the norm.
+        norm_first: Whether the norm comes before the convolution, not after it.
     """
 
-    def __init__(self, dim: int, out_dim: int) -> None:
+    def __init__(
+        self,
+        dim: int,
+        out_dim: int,
+        bias: bool = False,
+        norm_layer: str = "layer",
+        norm_eps: float = 1e-5,
+        norm_first: bool = False,
+    ) -> None:
         super().__init__()
-        self.reduction = nn.Conv2d(dim, out_dim, 3, stride=2, padding=1, bias=False)
-        self.norm = nn.LayerNorm(out_dim)
+        self.norm_first = norm_first
+        self.reduction = nn.Conv2d(dim, out_dim, 3, stride=2, padding=1, bias=bias)
+        self.norm = create_norm(norm_layer, dim if norm_first else out_dim, norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """Halves `(B, H, W, C)`; odd sides round up."""
-        return self.norm(self.reduction(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        x = self.norm(x) if self.norm_first else x
+        x = self.reduction(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return x if self.norm_first else self.norm(x)
+
+
+class PatchDownsample(nn.Module):
+    """Halves a map and changes its channels by a convolution of 2x2 patches and a norm.
+
+    An odd last row or column is dropped, unless there is no other.
+
+    Args:
+        dim: Channels in.
+        out_dim: Channels out.
+        norm_layer: Name of the norm, one of `visionattn.layers.NORMS`.
+        norm_first: Whether the norm comes before the convolution, not after it.
+
+    Paper: Pyramid Vision Transformer, arXiv 2102.12122.
+    """
+
+    def __init__(self, dim: int, out_dim: int, norm_layer: str = "layer", norm_first: bool = False) -> None:
+        super().__init__()
+        self.norm_first = norm_first
+        self.proj = nn.Conv2d(dim, out_dim, 2, stride=2)
+        self.norm = create_norm(norm_layer, dim if norm_first else out_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Halves `(B, H, W, C)`; odd sides round down, 1 stays 1."""
+        x = pad_to_patch(self.norm(x) if self.norm_first else x, 2)
+        x = self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return x if self.norm_first else self.norm(x)
 
 
 class PatchMerging(nn.Module):
@@ -97,12 +197,35 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Halves `(B, H, W, C)`; odd sides are zero-padded first."""
+        return self.reduction(self.norm(self.join(x)))
+
+    @staticmethod
+    def join(x: Tensor) -> Tensor:
+        """Channels of 2x2 pixels side by side, `(B, ceil(H / 2), ceil(W / 2), 4C)`."""
         x = pad_to_multiple(x, 2)
         batch, height, width, channels = x.shape
         x = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
         # The parity of the row varies fastest among the four neighbours.
-        x = x.permute(0, 1, 3, 4, 2, 5).flatten(3)
-        return self.reduction(self.norm(x))
+        return x.permute(0, 1, 3, 4, 2, 5).flatten(3)
+
+
+class PostNormMerging(PatchMerging):
+    """`PatchMerging` with the norm after the linear map.
+
+    Args:
+        dim: Channels in.
+        out_dim: Channels out.
+
+    Paper: Swin Transformer V2, arXiv 2111.09883.
+    """
+
+    def __init__(self, dim: int, out_dim: int) -> None:
+        super().__init__(dim, out_dim)
+        self.norm = nn.LayerNorm(out_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Halves `(B, H, W, C)`; odd sides are zero-padded first."""
+        return self.norm(self.reduction(self.join(x)))
 
 
 class PositionEmbedding(nn.Module):
@@ -119,6 +242,10 @@ class PositionEmbedding(nn.Module):
         self.table = nn.Parameter(torch.empty(dim, *map_size))
         init_table(self.table)
 
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that no recipe decays."""
+        return {"table"}
+
     def forward(self, x: Tensor) -> Tensor:
         """Adds to `(B, H, W, C)`."""
         size = (x.shape[1], x.shape[2])
@@ -126,5 +253,32 @@ class PositionEmbedding(nn.Module):
         return x + table.permute(1, 2, 0)
 
 
-STEMS: dict[str, type[nn.Module]] = {"conv": ConvStem, "patch": PatchStem}
-DOWNSAMPLERS: dict[str, type[nn.Module]] = {"conv": ConvDownsample, "merge": PatchMerging}
+class ConditionalPosition(nn.Module):
+    """Adds a depth-wise 3x3 convolution of the map, which knows positions by the zeros around it.
+
+    Args:
+        dim: Channels of the map.
+
+    Paper: Conditional Positional Encodings for Vision Transformers, arXiv 2102.10882.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that no recipe decays."""
+        return {"conv.weight"}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Adds to `(B, H, W, C)`."""
+        return x + self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+STEMS: dict[str, type[nn.Module]] = {"conv": ConvStem, "overlap": OverlapStem, "patch": PatchStem}
+DOWNSAMPLERS: dict[str, type[nn.Module]] = {
+    "conv": ConvDownsample,
+    "patch": PatchDownsample,
+    "merge": PatchMerging,
+    "merge_post_norm": PostNormMerging,
+}

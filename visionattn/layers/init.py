@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Initial values that the references share."""
 
+import math
+
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
@@ -9,6 +11,23 @@ def init_table(tensor: Tensor) -> None:
     """Truncated normal of standard deviation 0.02, cut at 2: linear weights, position tables."""
     if not tensor.is_meta:  # there is nothing to draw, and tracing the draw would dominate building on that device
         trunc_normal_(tensor, std=0.02)
+
+
+def init_conv_fan_out(module: nn.Module) -> None:
+    """Normal weights of variance 2 / fan-out and zero biases for a 2-D convolution; other modules are left alone."""
+    if isinstance(module, nn.Conv2d):
+        fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
+        nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def init_conv(module: nn.Module) -> None:
+    """`init_table` weights and zero biases for a 2-D convolution; other modules are left alone."""
+    if isinstance(module, nn.Conv2d):
+        init_table(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 def init_linear(module: nn.Module) -> None:

@@ -6,12 +6,25 @@ from typing import Any
 from torch import nn
 
 from .attention import GlobalAttention, NeighborhoodAttention, WindowAttention
+from .bilevel import BilevelAttention, EnhancedAttention
+from .convolution import GatedConvolution, SeparableConvolution
+from .cosine import CosineWindowAttention
+from .cross_shaped import CrossShapedAttention
 from .names import pick
+from .spatial_reduction import PooledAttention, SpatialReductionAttention
 
 MIXERS: dict[str, type[nn.Module]] = {
     "neighborhood": NeighborhoodAttention,
     "window": WindowAttention,
+    "cosine_window": CosineWindowAttention,
     "global": GlobalAttention,
+    "spatial_reduction": SpatialReductionAttention,
+    "pooled": PooledAttention,
+    "cross_shaped": CrossShapedAttention,
+    "bilevel": BilevelAttention,
+    "enhanced": EnhancedAttention,
+    "gated_cnn": GatedConvolution,
+    "separable": SeparableConvolution,
 }
 
 

@@ -35,9 +35,16 @@ def pad_to_multiple(x: Tensor, multiple: int, channels_last: bool = True) -> Ten
     return pad_map(x, -height % multiple, -width % multiple, channels_last)
 
 
-def pad_to_size(x: Tensor, height: int, width: int) -> Tensor:
-    """`(B, H, W, C)` map padded to at least `height` x `width`; a longer axis is left alone."""
-    return pad_map(x, torch.sym_max(height - x.shape[1], 0), torch.sym_max(width - x.shape[2], 0))
+def pad_to_size(x: Tensor, height: int, width: int, channels_last: bool = True) -> Tensor:
+    """Map padded to at least `height` x `width`; a longer axis is left alone."""
+    rows, columns = x.shape[1:3] if channels_last else x.shape[2:4]
+    return pad_map(x, torch.sym_max(height - rows, 0), torch.sym_max(width - columns, 0), channels_last)
+
+
+def pad_to_patch(x: Tensor, side: int, channels_last: bool = True) -> Tensor:
+    """Map padded to at least one patch of `side` x `side`; symbolic sizes are taken to be that large."""
+    # A trace needs maps of 2x2 patches anyway, and maxima in every size make it slow.
+    return x if is_symbolic(*x.shape[1:]) else pad_to_size(x, side, side, channels_last)
 
 
 def crop_to_size(x: Tensor, height: int, width: int) -> Tensor:

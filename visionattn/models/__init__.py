@@ -1,7 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """The zoo: importing this registers every family with timm."""
 
-from . import dinat_s, nat, nat_isotropic, swin  # noqa: F401  registration
+from . import (  # noqa: F401  registration
+    biformer,
+    cbam,
+    cswin,
+    dinat_s,
+    gated,
+    mambaout,
+    nat,
+    nat_isotropic,
+    psa,
+    pvtv2,
+    swin,
+    swinv2,
+    triplet,
+    twins,
+)
 from ._base import VisionModel
 from ._checkpoint import KeyMap, convert, read_checkpoint
 from ._isotropic import Isotropic

@@ -7,12 +7,11 @@ A host is a stem, a list of levels and a head. A level turns one map into the ne
 from collections.abc import Sequence
 from typing import Any
 
-from timm.layers import ClassifierHead
 from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from visionattn.layers import init_linear
+from visionattn.layers import HEADS, init_linear, pick
 
 
 class VisionModel(nn.Module):
@@ -45,11 +44,10 @@ class VisionModel(nn.Module):
         self.feature_info: list[dict[str, Any]] = []
         self.num_features = 0
 
-    def _add_head(self, num_features: int, global_pool: str, drop_rate: float) -> None:
-        self.num_features = self.head_hidden_size = num_features
-        self.head = ClassifierHead(
-            num_features, self.num_classes, pool_type=global_pool, drop_rate=drop_rate, input_fmt="NHWC"
-        )
+    def _add_head(self, num_features: int, global_pool: str, drop_rate: float, head: str = "linear") -> None:
+        self.num_features = num_features
+        self.head = pick("head", head, HEADS)(num_features, self.num_classes, global_pool, drop_rate)
+        self.head_hidden_size = self.head.num_features
 
     @property
     def levels(self) -> nn.ModuleList:
@@ -195,19 +193,25 @@ class VisionModel(nn.Module):
 
         Args:
             num_classes: Classes of the new one; 0 for none.
-            global_pool: New pooling, "" for none; None keeps it.
+            global_pool: New pooling, "" for none; None keeps it. With neither classes nor pooling the head loses
+                its hidden layers too and does nothing.
         """
         self.num_classes = _checked_classes(num_classes)
-        self.head.reset(num_classes, global_pool)
-        self.head.apply(init_linear)
+        if num_classes == 0 and global_pool == "" and hasattr(self.head, "pre_logits"):
+            self.head.reset(num_classes, global_pool, reset_other=True)
+        else:
+            self.head.reset(num_classes, global_pool)
+        self.head_hidden_size = self.head.num_features
+        init_linear(self.head.fc)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Switches recomputation of every block in the backward pass on or off."""
         self.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that no recipe decays: position tables."""
-        return {name for name, _ in self.named_parameters() if name.endswith(".rpb") or name.startswith("pos_embed.")}
+        """Parameters besides vectors that no recipe decays, such as position tables; the layers name their own."""
+        layers = [(name, module) for name, module in self.named_modules() if module is not self]
+        return {f"{name}.{own}" for name, m in layers if hasattr(m, "no_weight_decay") for own in m.no_weight_decay()}
 
     def freeze(self, levels: int) -> None:
         """Stops training of the stem and the first `levels` levels, with what joins each to the next."""

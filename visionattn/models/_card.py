@@ -27,24 +27,28 @@ def card(family: str) -> str:
     facts = pick("family", family, FAMILIES)
     papers = ", ".join(f"[{p.title}]({p.url})" for p in facts.papers)
     rows = [row for name in list_models(tags=True) if (row := info(name)).family == family]
+    measured = "Figures are the authors'; they were not measured again."
+    if not any(row.urls[0] for row in rows):
+        measured = "No weights were published."
     lines = [
         f"**{facts.title}.** Paper: {papers}. Reference: <{facts.origin}>. Licence of code and weights: "
-        f"{facts.license.upper()}.",
+        f"{facts.license.upper() or 'none named'}.",
         "",
         "| model | image | parameters, M | multiply-adds, G | top-1 | top-5 | weights |",
         "|---|---|---|---|---|---|---|",
         *map(_table_row, rows),
         "",
-        "Figures are the authors'; they were not measured again.",
+        measured + ("" if facts.counts_attention else " Their multiply-adds leave the attention products out."),
     ]
-    notes = sorted({row.note for row in rows if row.note is not None})
+    notes = sorted({note for row in rows for note in (row.note, row.gflops_differ) if note is not None})
     return "\n".join([*lines, *(f"\n{note}." for note in notes)])
 
 
 def _table_row(row: ModelInfo) -> str:
     figures = (row.params_m, row.gflops, row.top1, row.top5)
     cells = ["–" if figure is None else f"{figure:g}" for figure in figures]
-    return f"| `{row.name}` | {row.input_size[1]} | {' | '.join(cells)} | [{row.reference}]({row.urls[0]}) |"
+    weights = f"[{row.reference}]({row.urls[0]})" if row.urls[0] else f"{row.reference}, not published"
+    return f"| `{row.name}` | {row.input_size[1]} | {' | '.join(cells)} | {weights} |"
 
 
 def render(page: str) -> str:

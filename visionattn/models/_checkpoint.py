@@ -16,11 +16,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from visionattn.layers import resize_table
-
-from ._base import VisionModel
 
 _logger = logging.getLogger(__name__)
 
@@ -39,11 +37,13 @@ class KeyMap:
         keys: `(pattern, replacement)` or `(pattern, replacement, transform)`, applied to every name in order, as
             `re.sub` does; each may match, so that one rule can rename a prefix and another the end.
         constants: Patterns of entries that the model derives by itself: index tables, masks.
+        optional: Patterns of our names that a file may lack; the model keeps its values.
     """
 
     name: str
     keys: tuple[tuple[Any, ...], ...]
     constants: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
 
     def rename(self, name: str) -> tuple[str, list[Transform]]:
         """Our name of an entry, and the transforms its tensor needs."""
@@ -78,7 +78,7 @@ class _Attempt:
 
 def convert(
     state_dict: Mapping[str, Tensor],
-    model: VisionModel,
+    model: nn.Module,
     key_maps: Iterable[KeyMap] = (),
     *,
     free: Iterable[str] = (),
@@ -110,15 +110,17 @@ def convert(
     return best.converted
 
 
-def _attempt(entries: Mapping[str, Tensor], model: VisionModel, key_map: KeyMap, free: tuple[str, ...]) -> _Attempt:
+def _attempt(entries: Mapping[str, Tensor], model: nn.Module, key_map: KeyMap, free: tuple[str, ...]) -> _Attempt:
     targets = model.state_dict()
-    last_norm = f"output_norms.{len(model.levels) - 1}."  # it is the final norm: one set of weights for both uses
+    # The last output norm is the final norm: one set of weights for both uses.
+    last_norm = f"output_norms.{len(getattr(model, 'levels', ())) - 1}."
     result = _Attempt()
     for name, tensor in entries.items():
         if key_map.is_constant(name):
             continue
         ours, transforms = key_map.rename(name)
-        ours = ours.replace(last_norm, "norm.")
+        if ours not in targets:
+            ours = ours.replace(last_norm, "norm.")
         if ours not in targets:
             if not ours.startswith(free or ("\0",)):
                 result.unexpected.append(f"{name} {tuple(tensor.shape)}")
@@ -133,7 +135,7 @@ def _attempt(entries: Mapping[str, Tensor], model: VisionModel, key_map: KeyMap,
     for name, target in targets.items():
         if name in result.converted or name.startswith(free or ("\0",)):
             continue
-        if name.startswith("output_norms."):
+        if name.startswith("output_norms.") or any(re.search(pattern, name) for pattern in key_map.optional):
             result.converted[name] = target
         else:
             result.missing.append(f"{name} {tuple(target.shape)}")

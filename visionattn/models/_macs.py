@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 
-def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
+def count_macs(model: nn.Module, input_size: tuple[int, int, int], attention: bool = True) -> int:
     """Multiply-accumulates of one image's forward pass: convolutions, linear layers and attention products.
 
     Attention is counted by its definition, keys seen times channels, not by what a backend happens to compute.
@@ -18,18 +18,19 @@ def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     Args:
         model: Model; its weights are neither read nor changed.
         input_size: `(C, H, W)` of the image.
+        attention: Whether attention products count; some authors leave them out.
     """
     model = copy.deepcopy(model).to("meta").eval()
-    attention: list[int] = []
+    products: list[int] = []
     for module in model.modules():
         if hasattr(module, "attention_macs"):
-            module.forward = partial(_projections, module, attention)  # type: ignore[method-assign]
+            module.forward = partial(_projections, module, products)  # type: ignore[method-assign]
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.empty(1, *input_size, device="meta"))
-    return counter.get_total_flops() // 2 + sum(attention)
+    return counter.get_total_flops() // 2 + (sum(products) if attention else 0)
 
 
-def _projections(mixer: Any, attention: list[int], x: Tensor) -> Tensor:
+def _projections(mixer: Any, products: list[int], x: Tensor) -> Tensor:
     """The mixer without its attention, which is noted down instead."""
-    attention.append(mixer.attention_macs(x.shape[1], x.shape[2]))
-    return mixer.project_out(mixer.project_in(x)[2])
+    products.append(mixer.attention_macs(x.shape[1], x.shape[2]))
+    return mixer.project_out(mixer.project_in(x)[0])  # queries have the shape of the output

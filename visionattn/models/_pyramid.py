@@ -6,7 +6,18 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from visionattn.layers import DOWNSAMPLERS, STEMS, Block, PositionEmbedding, create_mixer, init_linear, pick
+from visionattn.layers import (
+    DOWNSAMPLERS,
+    STEMS,
+    Block,
+    ConditionalPosition,
+    PositionEmbedding,
+    create_mixer,
+    create_norm,
+    init_linear,
+    pick,
+    pool_type_of,
+)
 
 from ._base import VisionModel, drop_path_rates
 
@@ -15,11 +26,16 @@ MixerArgs = Mapping[str, Any] | Callable[[int, int], Mapping[str, Any]]
 
 
 class Stage(nn.Module):
-    """Blocks at one resolution, and the downsampler that leads to the next; the feature is what the blocks return."""
+    """Blocks at one resolution, and the downsampler that leads to the next.
 
-    def __init__(self, blocks: Sequence[nn.Module], down: nn.Module) -> None:
+    The feature is what the blocks return, normed where `norm` does so; `position` follows the first block.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module], down: nn.Module, position: nn.Module, norm: nn.Module) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
+        self.position = position
+        self.norm = norm
         self.down = down
 
 
@@ -36,14 +52,26 @@ class Pyramid(VisionModel):
         stem: Name of the stem, one of `visionattn.layers.STEMS`.
         stem_args: More arguments of the stem.
         downsample: Name of the downsampler, one of `visionattn.layers.DOWNSAMPLERS`.
-        mixers: Name of the token mixer, one of `visionattn.layers.MIXERS`; or one a stage.
+        downsample_args: More arguments of the downsamplers.
+        mixers: Name of the token mixer, one of `visionattn.layers.MIXERS`; or for each stage a name, or a sequence
+            of one for each block.
         mixer_args: Arguments of the mixers: a mapping, or a function of (stage, block) that returns one.
-        mlp_ratio: Hidden width of the MLPs over the channels.
+        mlp_ratio: Hidden width of the MLPs over the channels; or one a stage.
+        mlp: Name of the MLPs, one of `visionattn.layers.MLPS`; None for blocks of the mixer alone.
         layer_scale: Initial value of per-channel factors on the branches; None for no factors.
+        block_positions: Whether a convolution that encodes positions comes first in each block.
+        conditional_position: Whether a convolution that encodes positions follows the first block of each stage.
         position_size: `(height, width)` of a learned position table added after the stem; None for none.
+        stage_norms: Whether each stage ends in a LayerNorm, whose result is the feature and what the next one reads.
         output_norms: A LayerNorm of its own for each stage's output feature, as dense-prediction backbones have; True
-            for all stages, or a list of stages. The last stage's is the final norm.
+            for all stages, or a list of stages. The last stage's is the final norm, unless `own_last_norm`.
+        own_last_norm: Whether the last stage's output norm is not the classifier's, which is of another kind.
         final_norm: Whether there is a norm after the last stage.
+        final_norm_layer: Name of the final norm, one of `visionattn.layers.NORMS`.
+        head: Name of the head, one of `visionattn.layers.HEADS`.
+        norm_eps: Added to the variance by the norms of blocks and outputs.
+        post_norm: Whether blocks norm what their branches return, not what they read.
+        norm_sums: Whether blocks norm the sums of branches and their inputs instead.
         drop_rate: Dropout before the classifier.
         proj_drop_rate: Dropout after the stem, after attention projections and in MLPs.
         drop_path_rate: Drop-path rate of the last block, rising linearly from 0.
@@ -65,36 +93,57 @@ class Pyramid(VisionModel):
         stem: str = "conv",
         stem_args: Mapping[str, Any] | None = None,
         downsample: str = "conv",
-        mixers: str | Sequence[str] = "neighborhood",
+        downsample_args: Mapping[str, Any] | None = None,
+        mixers: str | Sequence[str | Sequence[str]] = "neighborhood",
         mixer_args: MixerArgs | None = None,
-        mlp_ratio: float = 4.0,
+        mlp_ratio: float | Sequence[float] = 4.0,
+        mlp: str | None = "mlp",
         layer_scale: float | None = None,
+        block_positions: bool = False,
+        conditional_position: bool = False,
         position_size: tuple[int, int] | None = None,
+        stage_norms: bool = False,
         output_norms: bool | Sequence[int] = False,
+        own_last_norm: bool = False,
         final_norm: bool = True,
+        final_norm_layer: str = "layer",
+        head: str = "linear",
+        norm_eps: float = 1e-5,
+        post_norm: bool = False,
+        norm_sums: bool = False,
         drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__(in_chans, num_classes)
-        names = [mixers] * len(depths) if isinstance(mixers, str) else list(mixers)
-        _check_lengths(depths, dims=dims, num_heads=num_heads, mixers=names)
+        stage_mixers = [mixers] * len(depths) if isinstance(mixers, str) else list(mixers)
+        ratios = [mlp_ratio] * len(depths) if isinstance(mlp_ratio, (int, float)) else list(mlp_ratio)
+        _check_lengths(depths, dims=dims, num_heads=num_heads, mixers=stage_mixers, mlp_ratio=ratios)
+        names = _per_block(stage_mixers, depths)
         self.stem = pick("stem", stem, STEMS)(in_chans, dims[0], **(stem_args or {}))
         self.pos_embed = nn.Identity() if position_size is None else PositionEmbedding(dims[0], position_size)
         self.pos_drop = nn.Dropout(proj_drop_rate)
         self.stages = nn.ModuleList()
         reducer = pick("downsample", downsample, DOWNSAMPLERS)
         rates = drop_path_rates(drop_path_rate, depths)
-        for i, (name, dim, heads) in enumerate(zip(names, dims, num_heads, strict=True)):
+        for i, (dim, heads, ratio) in enumerate(zip(dims, num_heads, ratios, strict=True)):
             blocks = []
-            for j, rate in enumerate(rates[i]):
+            for j, (name, rate) in enumerate(zip(names[i], rates[i], strict=True)):
                 args = mixer_args(i, j) if callable(mixer_args) else (mixer_args or {})
                 mixer = create_mixer(name, dim, heads, proj_drop=proj_drop_rate, **args)
-                blocks.append(Block(dim, mixer, mlp_ratio, layer_scale, proj_drop_rate, rate))
-            self.stages.append(Stage(blocks, reducer(dim, dims[i + 1]) if i + 1 < len(dims) else nn.Identity()))
+                more = (norm_eps, post_norm, mlp, block_positions, norm_sums)
+                blocks.append(Block(dim, mixer, ratio, layer_scale, proj_drop_rate, rate, *more))
+            down = reducer(dim, dims[i + 1], **(downsample_args or {})) if i + 1 < len(dims) else nn.Identity()
+            position = ConditionalPosition(dim) if conditional_position else nn.Identity()
+            norm = nn.LayerNorm(dim, norm_eps) if stage_norms else nn.Identity()
+            self.stages.append(Stage(blocks, down, position, norm))
         self._name_features(dims)
-        self._add_norms(dims, output_norms, final_norm)
-        self._add_head(dims[-1], global_pool, drop_rate)
+        self._add_norms(dims, output_norms, own_last_norm, norm_eps)
+        if final_norm:
+            # Batch norms keep their own default, as in the references.
+            eps = norm_eps if final_norm_layer == "layer" else 1e-5
+            self.norm = create_norm(final_norm_layer, dims[-1], eps)
+        self._add_head(dims[-1], global_pool, drop_rate, head)
         self.apply(init_linear)
 
     def _name_features(self, dims: Sequence[int]) -> None:
@@ -103,15 +152,14 @@ class Pyramid(VisionModel):
             for i, dim in enumerate(dims)
         ]
 
-    def _add_norms(self, dims: Sequence[int], output_norms: bool | Sequence[int], final_norm: bool) -> None:
+    def _add_norms(self, dims: Sequence[int], output_norms: bool | Sequence[int], own_last: bool, eps: float) -> None:
         last = len(dims) - 1
         stages = range(last + 1) if output_norms is True else () if output_norms is False else tuple(output_norms)
         if any(not 0 <= i <= last for i in stages):
             raise ValueError(f"output_norms={output_norms!r} must name stages 0..{last}")
-        # The last stage's output norm is the classifier's norm, so that one set of weights serves both uses.
-        self.norms_last_output = last in stages
-        self.output_norms.update({str(i): nn.LayerNorm(dims[i]) for i in stages if i != last})
-        self.norm = nn.LayerNorm(dims[last]) if final_norm else nn.Identity()
+        # The last stage's output norm is the classifier's norm where it can be: one set of weights serves both uses.
+        self.norms_last_output = last in stages and not own_last
+        self.output_norms.update({str(i): nn.LayerNorm(dims[i], eps) for i in stages if i != last or own_last})
 
     def advance(self, level: int, x: Tensor) -> Tensor:
         """Downsamples the feature of stage `level`."""
@@ -119,9 +167,12 @@ class Pyramid(VisionModel):
 
     def run_level(self, level: nn.Module, x: Tensor) -> Tensor:
         """Runs the blocks of one stage."""
-        for block in cast(Stage, level).blocks:
+        stage = cast(Stage, level)
+        for i, block in enumerate(stage.blocks):
             x = self.run_block(block, x)
-        return x
+            if i == 0:
+                x = stage.position(x)
+        return stage.norm(x)
 
     def _takes_final_norm(self, i: int, norm: bool) -> bool:
         return i == len(self.stages) - 1 and (norm or self.norms_last_output)
@@ -130,7 +181,7 @@ class Pyramid(VisionModel):
         # The final norm and the head were made for the channels of a stage that is gone.
         self.stages[level].down = nn.Identity()
         self.norm, self.norms_last_output = nn.Identity(), False
-        self._add_head(self.feature_info[level]["num_chs"], self.head.global_pool.pool_type, self.head.drop.p)
+        self._add_head(self.feature_info[level]["num_chs"], pool_type_of(self.head), self.head.drop.p)
 
     def _drop_final_norm(self, take: Sequence[int]) -> None:
         if not (self.norms_last_output and len(self.stages) - 1 in take):
@@ -140,12 +191,21 @@ class Pyramid(VisionModel):
         """Layers for layer-wise decay of the learning rate, as timm's regular expressions; `coarse` means by stage."""
         fine = [
             (r"^stages\.(\d+)\.blocks\.(\d+)", None),
-            (r"^stages\.(\d+)\.down", (99999,)),
+            (r"^stages\.(\d+)\.position", (0,)),
+            (r"^stages\.(\d+)\.(?:norm|down)", (99999,)),
             (r"^output_norms\.(\d+)", (99999,)),
             (r"^norm", (99999,)),
         ]
         by_stage = [(r"^(?:stages|output_norms)\.(\d+)", None), (r"^norm", (99999,))]
         return {"stem": r"^stem|^pos_embed", "blocks": by_stage if coarse else fine}
+
+
+def _per_block(mixers: Sequence[str | Sequence[str]], depths: Sequence[int]) -> list[list[str]]:
+    """Mixer of every block of every stage."""
+    names = [[m] * n if isinstance(m, str) else list(m) for m, n in zip(mixers, depths, strict=True)]
+    if [len(stage) for stage in names] != list(depths):
+        raise ValueError(f"mixers={mixers} must give every block one; the stages have {tuple(depths)} blocks")
+    return names
 
 
 def _check_lengths(depths: Sequence[int], **others: Sequence[Any]) -> None:

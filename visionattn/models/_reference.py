@@ -43,6 +43,10 @@ def dense_args(config: Mapping[str, Any], stages: int) -> dict[str, Any]:
     return {"output_norms": norms, "final_norm": stages - 1 in norms, "num_classes": 0}
 
 
+def no_records(record: Mapping[str, Any]) -> None:
+    """`from_reference` of a family that golden records do not cover by themselves."""
+
+
 def freeze(model: VisionModel, config: Mapping[str, Any]) -> VisionModel:
     """Freezes what the reference's `frozen_stages` freezes: 0 the stem, 1 also the positions, n also n - 1 stages."""
     frozen = config.get("frozen_stages", -1)

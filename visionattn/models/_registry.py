@@ -14,7 +14,7 @@ import timm
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 from torch import Tensor, nn
 
-from visionattn.layers import unknown
+from visionattn.layers import GATES, attach, unknown
 
 from ._base import VisionModel
 from ._checkpoint import KeyMap, check_file, convert, read_checkpoint
@@ -42,7 +42,7 @@ class Published:
 
     Args:
         reference: The reference's own name of this model.
-        url: The authors' file.
+        url: The authors' file; empty where they published none (their tag is then "untrained").
         top1: ImageNet-1K top-1 accuracy in percent.
         top5: Top-5 accuracy in percent.
         params_m: Parameters in millions, as published (rounded).
@@ -52,6 +52,10 @@ class Published:
         num_classes: Classes of the head.
         args: Constructor arguments in which these weights' model differs from the variant.
         note: What a user must know about the file.
+        is_page: Whether `url` is a page that a person downloads the file from, not the file.
+        hub: Hugging Face repository with a copy of the weights, which is taken first.
+        interpolation: How images are resized for the figures.
+        gflops_differ: Why the published `gflops` are not what the published code computes; None where they are.
     """
 
     reference: str
@@ -65,6 +69,10 @@ class Published:
     num_classes: int = 1000
     args: Mapping[str, Any] = field(default_factory=dict)
     note: str | None = None
+    is_page: bool = False
+    hub: str | None = None
+    interpolation: str = "bicubic"
+    gflops_differ: str | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,12 @@ class Family:
             record is of another family that shares `records`.
         first_conv: Name of the first convolution.
         micros: Arguments that shrink a model of the family to seconds on a CPU, by model name; for tests and trials.
+        counts_attention: Whether the published multiply-accumulates include those of the attention products.
+        classifier: Name of the layer that makes logits.
+        features: For networks of timm with our layers in them, the indices of their features that are the stages'
+            maps; None for hosts of ours, which have no other features.
+        outputs: Makes the outputs of golden records, by their names, from a model and its images; None where they are
+            logits and the stages' maps.
     """
 
     name: str
@@ -91,12 +105,16 @@ class Family:
     papers: tuple[Paper, ...]
     license: str
     origin: str
-    build: Callable[..., VisionModel]
+    build: Callable[..., nn.Module]
     key_maps: tuple[KeyMap, ...]
     records: str
-    from_reference: Callable[[Mapping[str, Any]], VisionModel | None]
+    from_reference: Callable[[Mapping[str, Any]], nn.Module | None]
     first_conv: str = "stem.proj"
     micros: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    counts_attention: bool = True
+    classifier: str = "head.fc"
+    features: tuple[int, ...] | None = None
+    outputs: Callable[[Any, Tensor], Mapping[str, Tensor]] | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +136,7 @@ class ModelInfo:
     top5: float | None
     params_m: float | None
     gflops: float | None
+    gflops_differ: str | None
     paper: str
     arxiv: str
     license: str
@@ -160,14 +179,15 @@ def register(
 def _pretrained_cfg(family: Family, row: Published) -> dict[str, Any]:
     return {
         "url": row.url,
+        "hf_hub_id": row.hub,
         "num_classes": row.num_classes,
         "input_size": (3, row.size, row.size),
         "crop_pct": row.crop_pct,
-        "interpolation": "bicubic",
+        "interpolation": row.interpolation,
         "mean": IMAGENET_MEAN,
         "std": IMAGENET_STD,
         "first_conv": family.first_conv,
-        "classifier": "head.fc",
+        "classifier": family.classifier,
         "license": family.license,
         "origin_url": family.origin,
         "paper_name": family.papers[0].title,
@@ -189,9 +209,11 @@ def _create(
     cfg = resolve_pretrained_cfg(name, pretrained_cfg, dict(pretrained_cfg_overlay or {}))
     row = _WEIGHTS[name].get(cfg.tag or "")
     args = {**_ARGS[name], **(row.args if row is not None else {}), **kwargs}
-    out_indices = tuple(range(len(args["depths"]))) if "depths" in args else 3
+    out_indices = family.features or (tuple(range(len(args["depths"]))) if "depths" in args else 3)
     if pretrained and cfg.file and not cfg.state_dict:
         check_file(cfg.file)
+    if pretrained and row is not None and row.is_page:
+        _check_available(f"{name}.{cfg.tag}", row, cfg)
     source = str(cfg.file or cfg.url)
     try:
         return build_model_with_cfg(
@@ -212,15 +234,24 @@ def _create(
         raise ValueError(f"{source} cannot be loaded (damaged, or it holds pickled code): {error}") from error
 
 
+def _check_available(name: str, row: Published, cfg: Any) -> None:
+    """Raises where there is nothing but a page to get the weights from."""
+    if cfg.url == row.url and not (cfg.file or cfg.state_dict or cfg.hf_hub_id):
+        raise ValueError(
+            f"the weights of {name} cannot be fetched by a program: download them from {row.url} and give the file as "
+            "pretrained_cfg_overlay=dict(file=PATH)"
+        )
+
+
 def _convert_for(
-    state_dict: Mapping[str, Tensor], model: VisionModel, *, family: Family, features_only: bool, source: str
+    state_dict: Mapping[str, Tensor], model: Any, *, family: Family, features_only: bool, source: str
 ) -> dict[str, Tensor]:
     """Converts, leaving to timm what timm adapts: a head of another class count and another number of channels."""
     cfg = model.pretrained_cfg
     free = []
     if features_only or model.num_classes != cfg["num_classes"]:
-        free.append("head.")
-    if model.in_chans != cfg["input_size"][0]:
+        free.append(_head_of(model))
+    if model.get_submodule(cfg["first_conv"]).weight.shape[1] != cfg["input_size"][0]:
         free.append(f"{cfg['first_conv']}.weight")
     return convert(state_dict, model, family.key_maps, free=free, source=source)
 
@@ -238,37 +269,59 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
         ValueError: If the file cannot be read or does not fit; says which entries are at fault. The model then keeps
             its weights.
     """
-    if not isinstance(model, VisionModel):
+    # Wrappers for features carry the name of what they wrap, but have no classifier.
+    if not isinstance(model, VisionModel) and not (_name_of(model) in _FAMILY_OF and hasattr(model, "num_classes")):
         raise TypeError(
             f"model is {type(model).__name__}, not a model of the zoo; weights of a features_only model are loaded "
             "by create_model(..., pretrained=True, pretrained_cfg_overlay=dict(file=...))"
         )
     key_maps = [m for family in _families_of(model) for m in family.key_maps]
-    free = ("head.",) if model.num_classes == 0 else ()
+    free = (_head_of(model),) if model.num_classes == 0 else ()
     converted = convert(read_checkpoint(path), model, key_maps, free=free, source=str(path))
     model.load_state_dict(converted)
 
 
-def _families_of(model: VisionModel) -> list[Family]:
-    name = getattr(model, "pretrained_cfg", {}).get("architecture", "")
+def _name_of(model: nn.Module) -> str:
+    return (getattr(model, "pretrained_cfg", None) or {}).get("architecture", "")
+
+
+def _head_of(model: nn.Module) -> str:
+    """Prefix of the names of the head's parameters."""
+    classifier = (getattr(model, "pretrained_cfg", None) or {}).get("classifier", Family.classifier)
+    return classifier.split(".", 1)[0] + "."
+
+
+def _families_of(model: nn.Module) -> list[Family]:
+    name = _name_of(model)
     return [FAMILIES[_FAMILY_OF[name]]] if name in _FAMILY_OF else list(FAMILIES.values())
 
 
-def create_model(name: str, **kwargs: Any) -> nn.Module:
-    """`timm.create_model`, with an error that offers the nearest names.
+def create_model(name: str, gate: Mapping[str, Any] | None = None, **kwargs: Any) -> nn.Module:
+    """`timm.create_model`, with an error that offers the nearest names, and with gates in any CNN.
 
     Args:
         name: A name of the zoo or of timm, with or without a tag.
+        gate: Gates to put in, `dict(name="triplet", where="after_bottleneck", kernel_size=3)`; name and place as
+            `visionattn.layers.attach` takes them, the rest goes to the gates. Pretrained weights are loaded before.
         **kwargs: As `timm.create_model` takes them.
 
     Raises:
-        ValueError: If there is no such model or tag.
+        TypeError: If `gate` is no mapping.
+        ValueError: If there is no such model, tag or gate.
     """
+    if gate is not None and not isinstance(gate, Mapping):
+        raise TypeError(f"gate={gate!r} must be a mapping such as dict(name='triplet', where='after_bottleneck')")
+    if gate is not None and "name" not in gate:
+        raise ValueError(f"gate={dict(gate)} must have a name, one of {', '.join(GATES)}")
     if ":" not in name and not timm.is_model(name):
         raise ValueError(unknown("model", name, [*list_models(), *timm.list_models()]))
     if name.split(".", 1)[0] in _WEIGHTS:
         info(name)
-    return timm.create_model(name, **kwargs)
+    model = timm.create_model(name, **kwargs)
+    if gate is not None:
+        options = dict(gate)
+        attach(model, options.pop("name"), **options)
+    return model
 
 
 def list_models(pattern: str = "*", tags: bool = False) -> list[str]:
@@ -309,6 +362,7 @@ def info(name: str) -> ModelInfo:
         top5=row.top5,
         params_m=row.params_m,
         gflops=row.gflops,
+        gflops_differ=row.gflops_differ,
         paper=family.papers[0].title,
         arxiv=family.papers[0].arxiv,
         license=family.license,

@@ -51,18 +51,11 @@ def swin(
         qk_scale: Factor on the logits; None means `head_dim ** -0.5`.
         **kwargs: Of `Pyramid`.
     """
-    grid = tuple(-(-side // patch_size) for side in to_2tuple(img_size))
+    grid = patch_grid(img_size, patch_size)
 
     def mixer_args(stage: int, block: int) -> dict[str, Any]:
-        smallest = max(min(grid) // 2**stage, 1)
-        window = window_size if shift_small_maps else min(window_size, smallest)
-        return {
-            "window_size": window,
-            "shift": window // 2 if block % 2 else 0,
-            "shift_small_maps": shift_small_maps,
-            "qkv_bias": qkv_bias,
-            "qk_scale": qk_scale,
-        }
+        windows = window_args(grid, window_size, shift_small_maps, stage, block)
+        return {**windows, "qkv_bias": qkv_bias, "qk_scale": qk_scale}
 
     return Pyramid(
         depths,
@@ -73,9 +66,32 @@ def swin(
         downsample="merge",
         mixers="window",
         mixer_args=mixer_args,
-        position_size=(grid[0], grid[1]) if ape else None,
+        position_size=grid if ape else None,
         **kwargs,
     )
+
+
+def patch_grid(img_size: int | tuple[int, int], patch_size: int) -> tuple[int, int]:
+    """Rows and columns of patches of an image, the last ones filled up."""
+    height, width = to_2tuple(img_size)
+    return -(-height // patch_size), -(-width // patch_size)
+
+
+def window_args(
+    grid: tuple[int, int], window_size: int, shift_small_maps: bool, stage: int, block: int
+) -> dict[str, Any]:
+    """Window of one block: at most as large as the stage's map, shifted by its half in every second block.
+
+    Args:
+        grid: Map of the first stage.
+        window_size: Side of a window.
+        shift_small_maps: Keep window and shift on maps that are smaller.
+        stage: Index of the stage.
+        block: Index of the block in its stage.
+    """
+    smallest = max(min(grid) // 2**stage, 1)
+    window = window_size if shift_small_maps else min(window_size, smallest)
+    return {"window_size": window, "shift": window // 2 if block % 2 else 0, "shift_small_maps": shift_small_maps}
 
 
 def _mirrored(table: Tensor, target: Tensor) -> Tensor:
@@ -118,20 +134,21 @@ def _from_reference(record: Mapping[str, Any]) -> Pyramid:
     return model
 
 
-def _variant(dim: int, heads: int, depth: int, rate: float, **more: Any) -> dict[str, Any]:
+def swin_variant(dim: int, heads: int, depth: int, rate: float, **more: Any) -> dict[str, Any]:
+    """Variant of four stages whose heads double and of which the third has `depth` blocks, the others two."""
     num_heads = tuple(heads * 2**i for i in range(4))
     return {"embed_dim": dim, "depths": (2, 2, depth, 2), "num_heads": num_heads, "drop_path_rate": rate, **more}
 
 
 LARGE_IMAGES: dict[str, Any] = {"window_size": 12, "img_size": 384}
 VARIANTS = {
-    "va_swin_tiny": _variant(96, 3, 6, 0.2),
-    "va_swin_small": _variant(96, 3, 18, 0.3),
-    "va_swin_base": _variant(128, 4, 18, 0.5),
-    "va_swin_base_384": _variant(128, 4, 18, 0.5, **LARGE_IMAGES),
-    "va_swin_large": _variant(192, 6, 18, 0.2),
-    "va_swin_large_384": _variant(192, 6, 18, 0.2, **LARGE_IMAGES),
-    "va_swin_tiny_c24": _variant(96, 4, 6, 0.2, window_size=8, img_size=256),
+    "va_swin_tiny": swin_variant(96, 3, 6, 0.2),
+    "va_swin_small": swin_variant(96, 3, 18, 0.3),
+    "va_swin_base": swin_variant(128, 4, 18, 0.5),
+    "va_swin_base_384": swin_variant(128, 4, 18, 0.5, **LARGE_IMAGES),
+    "va_swin_large": swin_variant(192, 6, 18, 0.2),
+    "va_swin_large_384": swin_variant(192, 6, 18, 0.2, **LARGE_IMAGES),
+    "va_swin_tiny_c24": swin_variant(96, 4, 6, 0.2, window_size=8, img_size=256),
 }
 
 

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MLPs of the blocks, by name: `(dim, hidden, drop=...)` makes one that maps `(B, H, W, C)` to the same shape."""
+
+from collections.abc import Callable
+from functools import partial
+
+from timm.layers import Mlp
+from torch import Tensor, nn
+
+
+class DepthwiseMlp(nn.Module):
+    """MLP with a depth-wise 3x3 convolution between its layers, which also tells positions apart.
+
+    Args:
+        dim: Channels of the map.
+        hidden: Channels inside.
+        drop: Dropout after the activation and after the last layer.
+        relu: Whether there is a ReLU before the convolution.
+
+    Paper: PVT v2, arXiv 2106.13797.
+    """
+
+    def __init__(self, dim: int, hidden: int, drop: float = 0.0, relu: bool = False) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.relu = nn.ReLU() if relu else nn.Identity()
+        self.conv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.act = nn.GELU()
+        self.drop = nn.Dropout(drop)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `(B, H, W, C)` to the same shape."""
+        x = self.relu(self.fc1(x)).permute(0, 3, 1, 2)
+        x = self.act(self.conv(x).permute(0, 2, 3, 1))
+        return self.drop(self.fc2(self.drop(x)))
+
+
+MLPS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": Mlp,
+    "depthwise": DepthwiseMlp,
+    "depthwise_relu": partial(DepthwiseMlp, relu=True),
+}
