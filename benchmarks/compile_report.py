@@ -132,7 +132,6 @@ def describe(value: Any, path: tuple[int, ...], known: dict, attributes: dict) -
 
 def compiled(launch: local_triton.Launch, arch: str) -> dict[str, Any]:
     """Registers, spilled bytes and shared bytes of a launch's kernel."""
-    import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -148,20 +147,28 @@ def compiled(launch: local_triton.Launch, arch: str) -> dict[str, Any]:
     known |= {(names.index(name),): value for name, value in launch.constants.items()}
     source = ASTSource(kernel, signature, known, attributes)
     target = GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
-    options = {"num_warps": launch.warps, "num_stages": launch.stages}
-    log = io.StringIO()
-    # A kernel from the cache would come without the assembler's log.
-    with triton.knobs.compilation.scope(), triton.knobs.nvidia.scope(), contextlib.redirect_stdout(log):
-        triton.knobs.compilation.always_compile = True
-        triton.knobs.nvidia.dump_ptxas_log = True
-        done = triton.compile(source, target=target, options=options)
-    registers, spills = resources(log.getvalue())
+    done, registers, spills = assembled(source, target, launch.options)
+    if spills:  # as `Launch.run` does
+        done, registers, spills = assembled(source, target, {**launch.options, **local_triton.ALL_REGISTERS})
     return {
         "registers": registers,
         "spills": spills,
         "shared": done.metadata.shared,
         "instructions": matrix_units(done),
     }
+
+
+def assembled(source: Any, target: Any, options: dict[str, int]) -> tuple[Any, int, int]:
+    """The kernel, its registers and its spilled bytes."""
+    import triton
+
+    log = io.StringIO()
+    # A kernel from the cache would come without the assembler's log.
+    with triton.knobs.compilation.scope(), triton.knobs.nvidia.scope(), contextlib.redirect_stdout(log):
+        triton.knobs.compilation.always_compile = True
+        triton.knobs.nvidia.dump_ptxas_log = True
+        done = triton.compile(source, target=target, options=options)
+    return done, *resources(log.getvalue())
 
 
 def resources(log: str) -> tuple[int, int]:

@@ -291,7 +291,7 @@ def candidates(problem: LocalProblem, device: tiles.Device, kernel: str, top: in
     """The tiles of a kernel that the model of the cost finds cheapest, cheapest first."""
     problem = tiles.canonical(problem)
     of_keys, backward = kernel == "backward_key", kernel != "forward"
-    found = set(tiles._candidates(problem, of_keys, backward))
+    found = set(tiles._candidates(problem, of_keys, backward, device))
     return heapq.nsmallest(top, found, key=lambda t: (tiles.cost(problem, t, device, of_keys, backward), t))
 
 
@@ -331,7 +331,7 @@ def _tuned_backward(
     """One kernel for all gradients against two, by their times."""
     static = bench.static
     together = None
-    whole = static.backward_query if static.fused else tiles._window_tile(bench.problem, True)
+    whole = static.backward_query if static.fused else tiles._window_tile(bench.problem, True, bench.plan.device)
     if whole is not None:
         together = find("backward_query", whole, fused=True, windows=True)
     query = find("backward_query", static.backward_query)

@@ -172,7 +172,7 @@ def any_tiling(problem, chooser):
         ("backward_query", False, True),
         ("backward_key", True, True),
     ):
-        candidates = list(tiles._candidates(problem, of_keys, backward))
+        candidates = list(tiles._candidates(problem, of_keys, backward, tiles.DEVICES["sm_90"]))
         few = [c for c in candidates if c.rows * c.columns <= 2048 and tiles.walk(problem, c, of_keys)[1] <= 40]
         kernels[name] = chooser.choice(few or candidates)
     return tiles.Tiling(**kernels, fused=tiles.can_fuse(problem, kernels["backward_query"]))
@@ -364,3 +364,32 @@ def test_wrong_shapes_raise_before_any_launch(monkeypatch):
     for axis, kernel in itertools.product((0, 1), (8,)):
         with pytest.raises(ValueError, match=f"kernel_size=8 exceeds axis {axis}"):
             neighborhood_attention(q, k, v, (kernel, 1) if axis == 0 else (1, kernel))
+
+
+@pytest.mark.parametrize("spills", [0, 3])
+def test_a_kernel_that_spills_is_compiled_again_with_all_registers(spills, monkeypatch):
+    """A stand-in for the compiler: what it says of a kernel decides, once, about all launches of that kernel."""
+    asked, launched = [], []
+
+    class Kernel:
+        n_spills = spills
+
+        def warmup(self, *arguments, grid, **options):
+            asked.append(options)
+            return self
+
+        def _init_handles(self):
+            pass
+
+        def __getitem__(self, grid):
+            return lambda *arguments, **options: launched.append(options)
+
+    monkeypatch.setattr(local_triton, "interpreted", lambda: False)
+    monkeypatch.setattr(local_triton, "_SPILLING", {})
+    monkeypatch.setattr("visionattn.kernels._triton_kernels.forward", Kernel())
+    launch = local_triton.Launch("forward", (1,), (torch.randn(1),), {"BM": 16}, 4, 2)
+    launch.run()
+    launch.run()
+    assert asked == [{"BM": 16, "num_warps": 4, "num_stages": 2}]
+    more = {"maxnreg": 255} if spills else {}
+    assert launched == [{"BM": 16, "num_warps": 4, "num_stages": 2, **more}] * 2

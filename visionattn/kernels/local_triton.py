@@ -33,6 +33,7 @@ from visionattn.kernels.tiles import (
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 HEAD_DIMS = (1, 256)
+ALL_REGISTERS = {"maxnreg": 255}
 EXTRA_SPLITS = 16  # parts of an image whose sums make the gradient of extra keys
 
 
@@ -100,12 +101,32 @@ class Launch(NamedTuple):
     warps: int
     stages: int
 
+    @property
+    def options(self) -> dict[str, int]:
+        """What the compiler is told besides constants."""
+        return {"num_warps": self.warps, "num_stages": self.stages}
+
     def run(self) -> None:
         """Launch it on the current device."""
         from visionattn.kernels import _triton_kernels
 
         kernel = getattr(_triton_kernels, self.kernel)
-        kernel[self.grid](*self.arguments, **self.constants, num_warps=self.warps, num_stages=self.stages)
+        kernel[self.grid](*self.arguments, **self.constants, **self.options, **self._registers(kernel))
+
+    def _registers(self, kernel: Any) -> dict[str, int]:
+        """Lifts the limit that NVIDIA's assembler sets itself to fit more programs, where it spills for that."""
+        if interpreted() or torch.version.hip:
+            return {}
+        key = (*self[:1], *self[4:], self.arguments[0].dtype, frozenset(self.constants.items()))
+        if key not in _SPILLING:
+            compiled = kernel.warmup(*self.arguments, **self.constants, **self.options, grid=self.grid)
+            compiled._init_handles()  # learns of registers and spills
+            _SPILLING[key] = bool(compiled.n_spills)
+        return ALL_REGISTERS if _SPILLING[key] else {}
+
+
+# Whether a kernel spills registers if the assembler is left to itself.
+_SPILLING: dict[tuple[Any, ...], bool] = {}
 
 
 def _window(x: Tensor) -> tuple[int, ...]:
@@ -218,13 +239,15 @@ def _counts(plan: Plan, tile: Tile, of_keys: bool = False, extend: bool = False)
     return tuple(counts)  # type: ignore[return-value]
 
 
-def _walk_flags(plan: Plan, tile: Tile) -> dict[str, Any]:
+def _walk_flags(plan: Plan, tile: Tile, backward: bool) -> dict[str, Any]:
     """Flags of the kernels that own queries."""
     single = tile.pieces == 1 and all(
         (_axis(plan.pattern, a)[4] or plan.key_size[a] == 1) and _axis(plan.pattern, a)[0] <= tile.box[a]
         for a in range(3)
     )
     whole = single and all(_axis(plan.pattern, a)[5] == tile.tile[a] and _axis(plan.pattern, a)[4] for a in range(3))
+    # Where operands take registers, none are left to keep a bias and its gradient from window to window.
+    whole &= not backward or plan.device.from_shared or plan.problem.element_bytes == 4
     return {
         "T": tile.tile, "BOX": tile.box, "SUB": tile.pieces, "BM": tile.rows, "BN": tile.columns, "SINGLE": int(single),
         "UNIFORM": int(whole), **_flags(plan.pattern, tile, False, plan.problem.relative),
@@ -240,7 +263,7 @@ def forward_launch(call: Call, plan: Plan, scale: float, out: Tensor, lse: Tenso
     """The launch that fills out, and lse if asked for."""
     q = call.q
     tile = plan.tiling.forward
-    flags = _walk_flags(plan, tile)
+    flags = _walk_flags(plan, tile, backward=False)
     counts = _counts(plan, tile)
     items = math.prod(counts) * q.shape[0]
     share = _share(items, q.shape[-2], plan.device, 8) if flags["UNIFORM"] and call.bias is not None else 1
@@ -303,7 +326,7 @@ def query_launch(
     """The launch that fills the gradients of q and rel (of k and v too where fused), and partial sums of the bias'."""
     q, bias = call.q, call.bias
     tile = plan.tiling.backward_query
-    flags = _walk_flags(plan, tile)
+    flags = _walk_flags(plan, tile, backward=True)
     counts = _counts(plan, tile)
     heads = q.shape[-2]
     items = math.prod(counts) * q.shape[0]
@@ -381,7 +404,8 @@ def extra_launch(call: Call, plan: Plan, scale: float, saved: Saved) -> tuple[La
     """The launch that makes partial sums of the gradients of extra keys and values."""
     extra_k, extra_v = call.extra_k, call.extra_v
     assert extra_k is not None and extra_v is not None
-    side = 32 if max(plan.shared["BD"], plan.shared["BDV"]) <= 128 else 16
+    widest = 128 if call.q.element_size() == 2 else 32  # head dim at which tiles of 32 x 32 still fit registers
+    side = 32 if max(plan.shared["BD"], plan.shared["BDV"]) <= widest else 16
     splits = min(EXTRA_SPLITS, ceil_div(math.prod(plan.query_size), side))
     sums = [torch.empty(splits, *x.shape, dtype=torch.float32, device=x.device) for x in (extra_k, extra_v)]
     arguments = (

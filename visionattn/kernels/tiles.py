@@ -43,6 +43,7 @@ class Device(NamedTuple):
         lanes: Float32 operations.
         specials: Exponentials.
         traffic: Bytes from the cache that all processors share.
+        from_shared: Whether the matrix units take operands from shared memory, not from registers.
     """
 
     name: str
@@ -52,15 +53,16 @@ class Device(NamedTuple):
     lanes: int
     specials: int
     traffic: int
+    from_shared: bool
 
 
 DEVICES = {
     device.name: device
     for device in (
-        Device("sm_80", 108, 166_912, 1024, 128, 16, 40),
-        Device("sm_90", 132, 232_448, 2048, 128, 16, 32),
-        Device("sm_100", 148, 232_448, 4096, 128, 16, 40),
-        Device("gfx942", 304, 65_536, 1024, 128, 16, 32),
+        Device("sm_80", 108, 166_912, 1024, 128, 16, 40, False),
+        Device("sm_90", 132, 232_448, 2048, 128, 16, 32, True),
+        Device("sm_100", 148, 232_448, 4096, 128, 16, 40, True),
+        Device("gfx942", 304, 65_536, 1024, 128, 16, 32, False),
     )
 }
 # Smaller members of a family: the same rates, less shared memory.
@@ -258,9 +260,15 @@ def _warps(problem: LocalProblem, rows: int, columns: int, backward: bool) -> in
     """Warps that keep a tile of logits and its accumulators in registers; the backward holds several of each."""
     width = power_of_two(max(problem.head_dim, problem.v_head_dim, 16))
     numbers = rows * columns + (rows + columns) * width // (1 if backward else 2)
+    if problem.bias and backward:  # addresses of a bias outweigh the operands of narrow heads
+        numbers = max(numbers, 4 * rows * columns)
+    elif problem.bias and width >= 64:
+        numbers += rows * columns
     numbers *= problem.element_bytes // 2 * (2 if problem.relative else 1)  # operands in registers; more addresses
     least = rows // (16 if problem.element_bytes == 4 else 32)
-    return min(max(power_of_two(numbers // (1024 if backward else 2048)), least, 1), 8)
+    # Products of float32 numbers take operands in registers, not in shared memory.
+    most = 1024 if backward or problem.element_bytes == 4 else 2048
+    return min(max(power_of_two(numbers // most), least, 1), 8)
 
 
 def _shared(problem: LocalProblem, tile: Tile, stages: int, of_keys: bool) -> int:
@@ -270,7 +278,7 @@ def _shared(problem: LocalProblem, tile: Tile, stages: int, of_keys: bool) -> in
     return (stages * moving * width + resting * width + tile.rows * tile.columns) * problem.element_bytes
 
 
-def _limits(problem: LocalProblem, backward: bool) -> tuple[int, int]:
+def _limits(problem: LocalProblem, backward: bool, device: Device) -> tuple[int, int]:
     """Most logits of a tile, and most rows or columns, that stay in registers (`benchmarks/compile_report.py`)."""
     width = power_of_two(max(problem.head_dim, problem.v_head_dim, 16))
     logits = 8192 if width <= 64 else 4096 if width <= 128 else 2048
@@ -281,12 +289,14 @@ def _limits(problem: LocalProblem, backward: bool) -> tuple[int, int]:
         logits //= 2
     if backward:
         logits //= 2
+    if not device.from_shared and width >= (64 if backward else 128):  # operands take registers
+        logits //= 2
     return max(logits, 256), side  # the matrix units take 16 x 16 at least
 
 
-def _candidates(problem: LocalProblem, of_keys: bool, backward: bool) -> Iterator[Tile]:
+def _candidates(problem: LocalProblem, of_keys: bool, backward: bool, device: Device) -> Iterator[Tile]:
     axes, size = three_axes(problem)
-    logits, most = _limits(problem, backward)
+    logits, most = _limits(problem, backward, device)
     sides = [_sides(axis, length, of_keys, most) for axis, length in zip(axes, size, strict=True)]
     for tile in itertools.product(*sides):
         owned = math.prod(tile)
@@ -333,7 +343,7 @@ def _shared_window(axis: AxisPattern, side: int) -> bool:
 
 def _best(problem: LocalProblem, device: Device, of_keys: bool, backward: bool) -> Tile:
     """The tile that visits the fewest pairs among those that the model can't tell from the cheapest."""
-    priced = [(cost(problem, t, device, of_keys, backward), t) for t in _candidates(problem, of_keys, backward)]
+    priced = [(cost(problem, t, device, of_keys, backward), t) for t in _candidates(problem, of_keys, backward, device)]
     cheapest = min(price for price, _ in priced)
 
     def pairs(entry: tuple[float, Tile]) -> tuple[int, float, Tile]:
@@ -356,13 +366,14 @@ def can_fuse(problem: LocalProblem, tile: Tile) -> bool:
     return windows and tile.pieces == 1 and tile.box == tile.tile
 
 
-def _window_tile(problem: LocalProblem, backward: bool) -> Tile | None:
+def _window_tile(problem: LocalProblem, backward: bool, device: Device) -> Tile | None:
     """The tile that is a whole window, where it fits."""
     axes, _ = three_axes(problem)
     side: Triple = tuple(axis.block for axis in axes)  # type: ignore[assignment]
     tokens = max(16, power_of_two(math.prod(side)))
     width = power_of_two(max(problem.head_dim, problem.v_head_dim, 16))
-    if tokens > 64 or width > 64:
+    # The backward holds three gradients besides.
+    if tokens > 64 or width > (64 if problem.element_bytes == 2 and not backward else 32):
         return None
     tile = Tile(side, side, 1, tokens, tokens, _warps(problem, tokens, tokens, backward), 1)
     return tile if can_fuse(problem, tile) else None
@@ -394,7 +405,7 @@ def tiles(problem: LocalProblem, device: Device) -> Tiling:
     known = measured().get(key_of(problem, device))
     if known is not None:
         return known
-    window, gradient = _window_tile(problem, False), _window_tile(problem, True)
+    window, gradient = _window_tile(problem, False, device), _window_tile(problem, True, device)
     if window is not None and gradient is not None:
         return Tiling(window, gradient, _best(problem, device, of_keys=True, backward=True), True)
     forward = _best(problem, device, of_keys=False, backward=False)
@@ -423,7 +434,8 @@ def _device(index: int) -> Device:
     base = DEVICES["sm_100" if capability >= 100 else "sm_90" if capability >= 90 else "sm_80"]
     name = f"sm_{capability}"
     shared = SMALLER_SHARED.get(name, base.shared)
-    return base._replace(name=name, processors=properties.multi_processor_count, shared=shared)
+    return base._replace(name=name, processors=properties.multi_processor_count, shared=shared,
+                         from_shared=properties.major in (9, 10))  # fmt: skip
 
 
 def cache_path() -> Path:
