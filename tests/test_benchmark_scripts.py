@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmarks of the kernels, as far as a machine without a GPU can run them."""
+"""The benchmarks of kernels and models, as far as a machine without a GPU can run them."""
 
 import json
 import runpy
@@ -16,6 +16,7 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import gates  # noqa: E402
+import models_cpu  # noqa: E402
 import problems  # noqa: E402
 
 
@@ -52,6 +53,58 @@ def test_the_roofline_is_drawn_from_the_file(smoke):
     script("kernels.py", "--plot", "--output", smoke)
     for suffix in ("png", "svg"):
         assert (smoke / "cpu" / f"roofline.{suffix}").stat().st_size > 10_000
+
+
+@pytest.fixture
+def denormals():
+    yield
+    torch.set_flush_denormal(False)
+
+
+@pytest.mark.usefixtures("denormals")
+def test_models_are_measured_beside_timms_and_not_twice(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(models_cpu, "REFERENCES", ("mobilenetv2_050", "resnet18"))
+    monkeypatch.setattr(models_cpu, "SLOW", 0.0)
+    out = tmp_path / "models.json"
+    arguments = ["--models", "va_triplet_mobilenetv2_k3", "--batch", "1", "--rounds", "1", "--out", str(out)]
+    models_cpu.main(arguments)
+    content = json.loads(out.read_text())
+    assert content["machine"]["clock"] == "wall clock"
+    (row,) = content["records"]
+    assert row["reference"] == "mobilenetv2_050" and row["rounds"] == 1 and not row["compiled"]
+    per_mac = row["ms"] / row["gmacs"], row["reference_ms"] / row["reference_gmacs"]
+    assert row["ratio"] == pytest.approx(per_mac[0] / per_mac[1], rel=0.05)
+    assert 0 < sum(row["operators"].values()) <= 1
+    monkeypatch.setattr(models_cpu, "REASONS", {"triplet_mobilenetv2": "small maps"})
+    models_cpu.main(arguments)
+    assert json.loads(out.read_text())["records"] == [row]
+    assert "va_triplet_mobilenetv2_k3" in capsys.readouterr().out
+    out.write_text(json.dumps(content | {"machine": content["machine"] | {"threads": 999}}))
+    assert models_cpu.read(out, content["machine"]) == {}
+    assert "another machine" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("denormals")
+def test_models_that_fail_are_rows_with_the_reason(tmp_path, monkeypatch):
+    def broken(name, *_):
+        raise RuntimeError("no such operator\nand more")
+
+    monkeypatch.setattr(models_cpu, "_step", broken)
+    monkeypatch.setattr(models_cpu, "gmacs", {"va_nat_mini": 2.7, "resnet18": 1.8, "resnet50": 4.1}.__getitem__)
+    monkeypatch.setattr(models_cpu, "REFERENCES", ("resnet18", "resnet50"))
+    models_cpu.main(["--models", "va_nat_mini", "--batch", "1", "--out", str(tmp_path / "m.json")])
+    (row,) = json.loads((tmp_path / "m.json").read_text())["records"]
+    assert row["error"] == "RuntimeError: no such operator" and "ratio" not in row
+    assert row["reference"] == "resnet18"  # 1.5 times away, resnet50 1.52 times
+
+
+def test_one_small_model_stands_for_each_family_of_classifiers(monkeypatch):
+    families = ("swin", "pvt", "nat", "dinat", "psa", "mambaout")  # PVT's sizes are counted, the trunk of PSA is none
+    monkeypatch.setattr(models_cpu, "FAMILIES", dict.fromkeys(families))
+    names = ["va_swin_tiny", "va_pvt_tiny", "va_nat_mini", "va_dinat_mini", "va_mambaout_femto"]
+    assert models_cpu.small_models() == names
+    monkeypatch.setattr(models_cpu, "LARGEST", 13e6)
+    assert models_cpu.small_models() == ["va_mambaout_femto"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")

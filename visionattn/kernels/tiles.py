@@ -256,7 +256,7 @@ def _boxes(longest: Triple, columns: int) -> Iterator[tuple[Triple, int]]:
                     yield box, 1
 
 
-def _warps(problem: LocalProblem, rows: int, columns: int, backward: bool) -> int:
+def _warps(problem: LocalProblem, rows: int, columns: int, backward: bool, device: Device) -> int:
     """Warps that keep a tile of logits and its accumulators in registers; the backward holds several of each."""
     width = power_of_two(max(problem.head_dim, problem.v_head_dim, 16))
     numbers = rows * columns + (rows + columns) * width // (1 if backward else 2)
@@ -266,8 +266,11 @@ def _warps(problem: LocalProblem, rows: int, columns: int, backward: bool) -> in
         numbers += rows * columns
     numbers *= problem.element_bytes // 2 * (2 if problem.relative else 1)  # operands in registers; more addresses
     least = rows // (16 if problem.element_bytes == 4 else 32)
-    # Products of float32 numbers take operands in registers, not in shared memory.
-    most = 1024 if backward or problem.element_bytes == 4 else 2048
+    # Products of float32 numbers take operands in registers, not in shared memory, and so do all on some devices.
+    in_registers = problem.element_bytes == 4 or (width >= 128 and not device.from_shared)
+    most = 1024 if backward or in_registers else 2048
+    if problem.element_bytes == 4 and width >= 128:
+        most = 512
     return min(max(power_of_two(numbers // most), least, 1), 8)
 
 
@@ -290,6 +293,8 @@ def _limits(problem: LocalProblem, backward: bool, device: Device) -> tuple[int,
     if backward:
         logits //= 2
     if not device.from_shared and width >= (64 if backward else 128):  # operands take registers
+        logits //= 4 if problem.relative and width >= 128 else 2
+    elif problem.element_bytes == 4 and width >= 128 and not backward:
         logits //= 2
     return max(logits, 256), side  # the matrix units take 16 x 16 at least
 
@@ -314,7 +319,7 @@ def _candidates(problem: LocalProblem, of_keys: bool, backward: bool, device: De
                 if of_keys and pieces > 1:
                     continue
                 rows, columns = (other, mine) if of_keys else (mine, other)
-                yield Tile(tile, box, pieces, rows, columns, _warps(problem, rows, columns, backward), 1)
+                yield Tile(tile, box, pieces, rows, columns, _warps(problem, rows, columns, backward, device), 1)
 
 
 def cost(problem: LocalProblem, tile: Tile, device: Device, of_keys: bool = False, backward: bool = False) -> float:
@@ -375,7 +380,7 @@ def _window_tile(problem: LocalProblem, backward: bool, device: Device) -> Tile 
     # The backward holds three gradients besides.
     if tokens > 64 or width > (64 if problem.element_bytes == 2 and not backward else 32):
         return None
-    tile = Tile(side, side, 1, tokens, tokens, _warps(problem, tokens, tokens, backward), 1)
+    tile = Tile(side, side, 1, tokens, tokens, _warps(problem, tokens, tokens, backward, device), 1)
     return tile if can_fuse(problem, tile) else None
 
 
