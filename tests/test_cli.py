@@ -14,7 +14,7 @@ from visionattn import cli  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = str(Path(__file__).parent / "openmmlab" / "tiny.py")
-COMMANDS = ("train", "evaluate", "predict", "export", "benchmark", "tune", "zoo", "doctor")
+COMMANDS = ("train", "evaluate", "predict", "export", "benchmark", "convert", "tune", "zoo", "doctor")
 
 
 def call(*arguments):
@@ -169,8 +169,24 @@ def test_the_zoo_is_listed_as_table_json_and_markdown():
     assert json.loads(json.dumps(dataclasses.asdict(info(names[0])), default=dict)) == models[0]
     markdown = call("zoo", "va_nat_*", "--markdown").stdout.splitlines()
     assert len(markdown) == 2 + len(list_models("va_nat_*", tags=True))
-    assert all(line.count("|") == 7 for line in markdown)
+    assert all(line.count("|") == len(cli.ZOO_COLUMNS) + 1 for line in markdown)
     assert call("zoo").exit_code == 0
+
+
+def test_the_zoo_shows_the_best_dense_results():
+    def cells(name):
+        header, _, row = (line.split(" | ") for line in call("zoo", name, "--markdown").stdout.splitlines())
+        return dict(zip(header, row, strict=True))
+
+    # Of Mask R-CNN and Cascade Mask R-CNN the latter is better; the mask AP is of the same detector.
+    tiny = cells("va_nat_tiny.in1k")
+    assert (tiny["box/mask AP"], tiny["mIoU"]) == ("51.4/44.5", "47.1")
+    # RetinaNet has no masks, but Mask R-CNN has the higher box AP.
+    assert cells("va_biformer_base.in1k")["box/mask AP"] == "48.6/43.7"
+    twins = cells("va_twins_svt_base.in1k")
+    assert (twins["box/mask AP"], twins["mIoU"]) == ("–", "47.4")
+    table = call("zoo", "va_nat_tiny*").stdout
+    assert "51.4/44.5" in table and "47.1" in table
 
 
 def test_doctor_names_versions_backends_and_what_is_missing(monkeypatch):

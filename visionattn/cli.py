@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: `visionattn train | evaluate | predict | export | benchmark | tune | zoo | doctor`."""
+"""The command line: `visionattn train | evaluate | predict | convert | export | benchmark | tune | zoo | doctor`."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ DISTRIBUTIONS = {
 
 BENCHMARK_COLUMNS = ["model", "size", "batch", "images/s", "ms", "quartiles", "peak MiB", "params", "GMACs"]
 TUNE_COLUMNS = ["problem", "kernel", "static choice", "ms", "measured best", "ms", "ratio"]
-ZOO_COLUMNS = ["model", "params", "GFLOPs", "top-1, %", "input", "paper"]
+ZOO_COLUMNS = ["model", "params", "GFLOPs", "top-1, %", "box/mask AP", "mIoU", "input", "paper"]
 
 Config = Annotated[str, typer.Argument(help="A config file, or the name of a built-in one: builtin/digits_nat-micro")]
 Checkpoint = Annotated[Path, typer.Argument(help="A checkpoint that training wrote, such as best.pth")]
@@ -179,6 +179,28 @@ def predict(
 
 @app.command()
 @user_errors
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="The authors' file: .pth, .pt or .safetensors")],
+    model: Annotated[str, typer.Argument(help="A model name, with its tag where it has several: va_nat_tiny")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write, .safetensors")],
+    num_classes: Annotated[
+        int | None, typer.Option(help="Classes of the file's head; the model's own by default")
+    ] = None,
+) -> None:
+    """Write a published checkpoint in our names; every entry must find its place."""
+    from visionattn.models import convert_checkpoint
+
+    entries = convert_checkpoint(checkpoint, model, output, num_classes).state_dict()
+    rows = [
+        ("file", f"{output} ({output.stat().st_size / 1e6:.1f} MB)"),
+        ("entries", f"{len(entries)}, {sum(t.numel() for t in entries.values()):,} numbers"),
+        ("to load it", f'timm.create_model("{model}", pretrained=True, pretrained_cfg_overlay=dict(file="{output}"))'),
+    ]
+    _print_table("converted", rows)
+
+
+@app.command()
+@user_errors
 def export(
     model: Annotated[str, typer.Argument(help="A model name (va_nat_tiny), or a config")],
     checkpoint: Annotated[Path | None, typer.Argument(help="Weights; random or --pretrained ones if none")] = None,
@@ -296,7 +318,7 @@ def zoo(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table")] = False,
 ) -> None:
-    """List the models: parameters, GFLOPs, published top-1, input size, paper."""
+    """List the models: parameters, GFLOPs, published top-1, best published COCO AP and ADE20K mIoU, input, paper."""
     from visionattn.models import _registry
 
     found = [_registry.info(name) for name in _registry.list_models(pattern, tags=True)]
@@ -308,7 +330,7 @@ def zoo(
         return
     rows = [_zoo_row(model) for model in found]
     if as_markdown:
-        lines = [ZOO_COLUMNS, ["---"] + ["---:"] * 4 + ["---"], *rows]
+        lines = [ZOO_COLUMNS, ["---"] + ["---:"] * 6 + ["---"], *rows]
         typer.echo("\n".join(f"| {' | '.join(line)} |" for line in lines))
         return
     # Terminals are narrow: the papers' titles stand below, once.
@@ -380,7 +402,16 @@ def _network(name: str, checkpoint: Path | None, pretrained: bool) -> tuple[Any,
 
 
 def _zoo_row(model: Any) -> list[str]:
-    figures = [(model.params_m, "{:g} M"), (model.gflops, "{:.1f}"), (model.top1, "{:.1f}")]
+    found = max((r for r in model.dense if r.box_ap is not None), key=lambda r: r.box_ap, default=None)
+    segmented = max((r.miou for r in model.dense if r.miou is not None), default=None)
+    masks = "–" if found is None or found.mask_ap is None else f"{found.mask_ap:.1f}"
+    figures = [
+        (model.params_m, "{:g} M"),
+        (model.gflops, "{:.1f}"),
+        (model.top1, "{:.1f}"),
+        (None if found is None else found.box_ap, "{:.1f}/" + masks),
+        (segmented, "{:.1f}"),
+    ]
     shown = ["–" if value is None else text.format(value) for value, text in figures]
     size = "x".join(map(str, model.input_size[1:]))
     return [model.name, *shown, size, f"{model.paper} (arXiv:{model.arxiv})"]

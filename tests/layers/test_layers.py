@@ -356,8 +356,8 @@ def test_bad_arguments_are_named(name, kwargs, message):
 
 @pytest.mark.parametrize("name", MIXERS)
 def test_every_mixer_keeps_the_shape_and_trains(name):
-    layer = create_mixer(name, 12, 2)
-    x = torch.randn(2, 5, 9, 12, requires_grad=True)
+    layer = create_mixer(name, 16, 2)
+    x = torch.randn(2, 5, 9, 16, requires_grad=True)
     out = layer(x)
     out.square().sum().backward()
     assert out.shape == x.shape and all(p.grad is not None for p in layer.parameters())

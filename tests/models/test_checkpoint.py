@@ -8,9 +8,10 @@ import re
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import visionattn
+from visionattn.models import convert_checkpoint
 
 MICRO = dict(embed_dim=16, depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 8))
 NAT = dict(**MICRO, kernel_size=3, layer_scale=0.5)
@@ -326,3 +327,27 @@ def test_a_missing_file_and_a_foreign_model_are_named(tmp_path):
         visionattn.load_checkpoint(nat(), tmp_path / "nowhere.pth")
     with pytest.raises(TypeError, match="FeatureGetterNet"):
         visionattn.load_checkpoint(nat(features_only=True), tmp_path / "nowhere.pth")
+
+
+def test_a_file_in_the_authors_names_is_converted_as_a_whole_or_not_at_all(tmp_path):
+    model = visionattn.create_model("va_nat_mini")
+    entries = in_authors_names(randomise(model).state_dict())
+    torch.save({"model": entries}, tmp_path / "nat_mini.pth")
+    output = tmp_path / "new" / "mini.safetensors"
+    convert_checkpoint(tmp_path / "nat_mini.pth", "va_nat_mini", output)
+    loaded = timm.create_model("va_nat_mini", pretrained=True, pretrained_cfg_overlay=dict(file=str(output)))
+    assert same(loaded, model) and load_file(output).keys() == model.state_dict().keys()
+
+    name = "levels.0.blocks.0.attn.rpb"
+    for wrong, message in (
+        ({**entries, name: entries[name][:, 1:, 1:]}, r"1 mis-shaped: levels.0.blocks.0.attn.rpb \(2, 12, 12\)"),
+        ({k: v for k, v in entries.items() if k != name}, "1 missing: stages.0.blocks.0.attn.rpb"),
+    ):
+        torch.save(wrong, tmp_path / "wrong.pth")
+        with pytest.raises(ValueError, match=message):
+            convert_checkpoint(tmp_path / "wrong.pth", "va_nat_mini", tmp_path / "wrong.safetensors")
+    with pytest.raises(ValueError, match=r"output='w.pth' must end in .safetensors"):
+        convert_checkpoint(tmp_path / "nat_mini.pth", "va_nat_mini", "w.pth")
+    with pytest.raises(ValueError, match="does not fit the model"):
+        convert_checkpoint(tmp_path / "nat_mini.pth", "va_nat_tiny", tmp_path / "wrong.safetensors")
+    assert [path.name for path in tmp_path.iterdir() if "wrong.s" in path.name] == []

@@ -11,6 +11,7 @@ import visionattn
 from visionattn.layers import GlobalAttention, NeighborhoodAttention, WindowAttention
 from visionattn.models import FAMILIES, Pyramid
 from visionattn.models._card import card, render
+from visionattn.models._registry import Dense, register
 
 PAGES = sorted((Path(__file__).parents[2] / "docs" / "models").glob("*.md"))
 
@@ -129,3 +130,32 @@ def test_cards_are_current(page):
 def test_every_family_has_a_card():
     text = "".join(page.read_text() for page in PAGES)
     assert all(card(name) in text for name in FAMILIES)
+
+
+def test_published_dense_results_are_sane_and_stand_on_the_cards():
+    text = "".join(page.read_text() for page in PAGES)
+    rows = [visionattn.info(name) for name in visionattn.list_models(tags=True)]
+    results = [(row, result) for row in rows for result in row.dense]
+    families = {row.family for row, _ in results}
+    assert families >= {"swin", "nat", "dinat", "dinat_s", "twins", "biformer", "triplet", "agent_pvt"}
+    for row, result in results:
+        figures = (result.box_ap, result.mask_ap, result.miou, result.miou_multi)
+        assert any(figure is not None for figure in figures), row.name
+        assert all(20 < figure < 70 for figure in figures if figure is not None), row.name
+        if result.box_ap is not None and result.mask_ap is not None:
+            assert result.box_ap > result.mask_ap, row.name
+        if result.miou is not None and result.miou_multi is not None:
+            assert result.miou_multi >= result.miou - 1, row.name
+        cells = " | ".join("–" if figure is None else f"{figure:g}" for figure in figures)
+        assert any(
+            line.startswith(f"| `{row.name}` | {result.method}") and line.endswith(f"| {cells} |")
+            for line in text.splitlines()
+        ), (row.name, result)
+    assert Dense("Cascade Mask R-CNN 3x", 51.4, 44.5) in visionattn.info("va_nat_tiny").dense
+    assert Dense("UPerNet 160k", miou=48.8, miou_multi=50.2) in visionattn.info("va_twins_svt_large").dense
+
+
+def test_dense_results_must_be_of_registered_weights():
+    results = {"va_nat_tiny.in1k": (Dense("UPerNet 160k", miou=47.1),)}
+    with pytest.raises(ValueError, match=r"dense names \['va_nat_tiny.in1k'\], which are not among the weights of nat"):
+        register(__name__, FAMILIES["nat"], {}, {}, results)

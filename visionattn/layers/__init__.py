@@ -1,20 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """Modules made of kernels: token mixers, stems, downsamplers, blocks, gates."""
 
+from .agent import AgentAttention
 from .attach import PLACES, attach
-from .attention import GlobalAttention, NeighborhoodAttention, RelativeAttention, WindowAttention, resize_table
+from .attention import (
+    GlobalAttention,
+    NeighborhoodAttention,
+    RelativeAttention,
+    WindowAttention,
+    resize_line,
+    resize_table,
+)
 from .batch_norm import batch_norm
 from .bilevel import BilevelAttention, EnhancedAttention
 from .block import Block
 from .cbam import BAM, CBAM
-from .convolution import GatedConvolution, SeparableConvolution
+from .convolution import GatedConvolution, Pooling, SeparableConvolution
 from .cosine import CosineWindowAttention
 from .cross_shaped import CrossShapedAttention
 from .das import DAS
+from .deformable import DeformableAttention
 from .efficient import EfficientAttention
 from .embed import (
     DOWNSAMPLERS,
     STEMS,
+    ClassTokenEmbedding,
     ConditionalPosition,
     ConvDownsample,
     ConvStem,
@@ -22,19 +32,29 @@ from .embed import (
     PatchDownsample,
     PatchMerging,
     PatchStem,
+    PositionedDownsample,
     PositionEmbedding,
     PostNormMerging,
 )
+from .focused import FocusedLinearAttention
 from .gates import GATES, create_gate
+from .halo import HaloAttention
 from .head import HEADS, pool_type_of
 from .init import init_conv, init_conv_fan_out, init_linear, init_table
+from .inline import InlineAttention
+from .linear_mixer import split_class
 from .mixers import MIXERS, create_mixer
 from .mlp import MLPS, DepthwiseMlp
+from .multi_scale import MultiScaleDeformableAttention
 from .names import pick, unknown
 from .norm import NORMS, MapBatchNorm, create_norm
 from .padding import pad_map, pad_to_multiple, pad_to_size
 from .polarized import PolarizedAttention
+from .relative import BottleneckAttention, RelativeVectors, resize_vectors
+from .slide import SlideAttention
 from .spatial_reduction import PooledAttention, SpatialReductionAttention
+from .strided import StridedBottleneckAttention, StridedHaloAttention
+from .tokens import TokenAttention
 from .triplet import TripletAttention
 from .ulsam import ULSAM
 
@@ -47,22 +67,30 @@ __all__ = [
     "NORMS",
     "PLACES",
     "STEMS",
+    "AgentAttention",
     "BAM",
     "BilevelAttention",
     "Block",
+    "BottleneckAttention",
     "CBAM",
+    "ClassTokenEmbedding",
     "ConditionalPosition",
     "ConvDownsample",
     "ConvStem",
     "CosineWindowAttention",
     "CrossShapedAttention",
     "DAS",
+    "DeformableAttention",
     "DepthwiseMlp",
     "EfficientAttention",
     "EnhancedAttention",
+    "FocusedLinearAttention",
     "GatedConvolution",
     "GlobalAttention",
+    "HaloAttention",
+    "InlineAttention",
     "MapBatchNorm",
+    "MultiScaleDeformableAttention",
     "NeighborhoodAttention",
     "OverlapStem",
     "PatchDownsample",
@@ -70,11 +98,18 @@ __all__ = [
     "PatchStem",
     "PolarizedAttention",
     "PooledAttention",
+    "Pooling",
     "PositionEmbedding",
+    "PositionedDownsample",
     "PostNormMerging",
     "RelativeAttention",
+    "RelativeVectors",
     "SeparableConvolution",
+    "SlideAttention",
     "SpatialReductionAttention",
+    "StridedBottleneckAttention",
+    "StridedHaloAttention",
+    "TokenAttention",
     "TripletAttention",
     "ULSAM",
     "WindowAttention",
@@ -92,6 +127,9 @@ __all__ = [
     "pad_to_size",
     "pick",
     "pool_type_of",
+    "resize_line",
     "resize_table",
+    "resize_vectors",
+    "split_class",
     "unknown",
 ]

@@ -8,9 +8,11 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 
 from .gates import GATES, create_gate
 from .names import pick, unknown
@@ -163,6 +165,13 @@ def _matches(name: str, pattern: str) -> bool:
     return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
 
 
+class _WithoutBatchNorms(TorchFunctionMode):
+    """Leaves batch norms out: they keep shapes, and on the meta device they take nearly all of the time."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func is F.batch_norm else func(*args, **(kwargs or {}))
+
+
 def _trial(model: nn.Module, spots: Iterable[_Spot]) -> dict[_Spot, list[Any]]:
     """Shapes that pass through the spots in one forward pass, which costs neither memory nor arithmetic."""
     shapes: dict[_Spot, list[Any]] = defaultdict(list)
@@ -183,7 +192,7 @@ def _trial(model: nn.Module, spots: Iterable[_Spot]) -> dict[_Spot, list[Any]]:
             hooks.append(module.register_forward_hook(note))
         entries = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         state = {name: torch.empty_like(entry, device="meta") for name, entry in entries.items()}
-        with torch.no_grad():
+        with torch.no_grad(), _WithoutBatchNorms():
             torch.func.functional_call(model, state, (_images(model),))
     finally:
         for hook in hooks:

@@ -263,9 +263,18 @@ class GlobalAttention(RelativeAttention):
         return 2 * (height * width) ** 2 * self.dim
 
 
-def resize_table(table: Tensor, size: tuple[int, int]) -> Tensor:
-    """Channels-first table `(..., h, w)` resized bicubically to `size`, in float32 at least."""
+def resize_line(table: Tensor, length: int) -> Tensor:
+    """Table `(..., n)` resized linearly along its last axis to `length`, in float32 at least."""
+    if not is_symbolic(length) and table.shape[-1] == length:
+        return table
+    wide = table if table.dtype == torch.float64 else table.float()
+    rows = F.interpolate(wide.reshape(1, -1, table.shape[-1]), size=length, mode="linear", align_corners=False)
+    return rows.reshape(*table.shape[:-1], length).to(table.dtype)
+
+
+def resize_table(table: Tensor, size: tuple[int, int], mode: str = "bicubic") -> Tensor:
+    """Channels-first table `(..., h, w)` resized to `size`, bicubically or as `mode` says, in float32 at least."""
     wide = table if table.dtype == torch.float64 else table.float()
     planes = wide.reshape(1, -1, *table.shape[-2:])
-    resized = F.interpolate(planes, size=size, mode="bicubic", align_corners=False)
+    resized = F.interpolate(planes, size=size, mode=mode, align_corners=False)
     return resized.reshape(*table.shape[:-2], *size).to(table.dtype)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The transformer block, around any token mixer."""
 
+from typing import Any
+
 from timm.layers import DropPath, LayerScale
 from torch import Tensor, nn
 
@@ -60,13 +62,17 @@ class Block(nn.Module):
             for norm in (self.norm1, *([] if mlp is None else [self.norm2])):
                 nn.init.zeros_(norm.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps `(B, H, W, C)` to the same shape."""
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Maps `(B, H, W, C)` to the same shape; or tokens `(B, 1 + H * W, C)` of a map of `size`.
+
+        A mixer is called with what the block reads too where its `takes_input` is true.
+        """
         x = self.position(x)
-        x = self._with_branch(self.attn, self.norm1, self.scale1, x)
+        more = (size,) if size is not None else (x,) if getattr(self.attn, "takes_input", False) else ()
+        x = self._with_branch(self.attn, self.norm1, self.scale1, x, *more)
         return x if self.mlp is None else self._with_branch(self.mlp, self.norm2, self.scale2, x)
 
-    def _with_branch(self, layer: nn.Module, norm: nn.Module, scale: nn.Module, x: Tensor) -> Tensor:
+    def _with_branch(self, layer: nn.Module, norm: nn.Module, scale: nn.Module, x: Tensor, *more: Any) -> Tensor:
         if self.norm_sums:
-            return norm(x + self.drop_path(scale(layer(x))))
-        return x + self.drop_path(scale(norm(layer(x)) if self.post_norm else layer(norm(x))))
+            return norm(x + self.drop_path(scale(layer(x, *more))))
+        return x + self.drop_path(scale(norm(layer(x, *more)) if self.post_norm else layer(norm(x), *more)))

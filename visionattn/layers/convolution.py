@@ -86,6 +86,32 @@ class SeparableConvolution(nn.Module):
         return self.proj_drop(self.fc2(x))
 
 
+class Pooling(nn.Module):
+    """Mean of a pixel's neighbours less the pixel itself: a token mixer without weights.
+
+    Args:
+        dim: Not used; there, since all mixers take it.
+        num_heads: Not used either.
+        kernel_size: Side of the neighbourhood, odd; pixels outside the map do not count.
+        proj_drop: Dropout of the result.
+
+    Raises:
+        ValueError: If `kernel_size` is even.
+
+    Paper: MetaFormer Is Actually What You Need for Vision, arXiv 2111.11418.
+    """
+
+    def __init__(self, dim: int, num_heads: int = 1, kernel_size: int = 3, proj_drop: float = 0.0) -> None:
+        super().__init__()
+        _check_kernel(kernel_size)
+        self.pool = nn.AvgPool2d(kernel_size, 1, kernel_size // 2, count_include_pad=False)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mixes `(B, H, W, C)`, any H, W >= 1."""
+        return self.proj_drop(self.pool(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) - x)
+
+
 def _check_kernel(kernel_size: int) -> None:
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(f"kernel_size={kernel_size} must be odd and positive")

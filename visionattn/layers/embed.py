@@ -5,6 +5,8 @@ import torch
 from timm.layers import get_act_layer
 from torch import Tensor, nn
 
+from visionattn.kernels.pattern import is_symbolic
+
 from .attention import resize_table
 from .init import init_table
 from .norm import create_norm
@@ -163,14 +165,17 @@ class PatchDownsample(nn.Module):
         out_dim: Channels out.
         norm_layer: Name of the norm, one of `visionattn.layers.NORMS`.
         norm_first: Whether the norm comes before the convolution, not after it.
+        bias: Whether the convolution has a bias.
 
     Paper: Pyramid Vision Transformer, arXiv 2102.12122.
     """
 
-    def __init__(self, dim: int, out_dim: int, norm_layer: str = "layer", norm_first: bool = False) -> None:
+    def __init__(
+        self, dim: int, out_dim: int, norm_layer: str = "layer", norm_first: bool = False, bias: bool = True
+    ) -> None:
         super().__init__()
         self.norm_first = norm_first
-        self.proj = nn.Conv2d(dim, out_dim, 2, stride=2)
+        self.proj = nn.Conv2d(dim, out_dim, 2, stride=2, bias=bias)
         self.norm = create_norm(norm_layer, dim if norm_first else out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -178,6 +183,26 @@ class PatchDownsample(nn.Module):
         x = pad_to_patch(self.norm(x) if self.norm_first else x, 2)
         x = self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return x if self.norm_first else self.norm(x)
+
+
+class PositionedDownsample(PatchDownsample):
+    """`PatchDownsample` that ends in a position table, resized bilinearly on a map of another size.
+
+    Args:
+        dim: Channels in.
+        out_dim: Channels out.
+        map_size: `(height, width)` of the halved map that the table is made for.
+
+    Paper: Pyramid Vision Transformer, arXiv 2102.12122.
+    """
+
+    def __init__(self, dim: int, out_dim: int, map_size: tuple[int, int]) -> None:
+        super().__init__(dim, out_dim)
+        self.position = PositionEmbedding(out_dim, map_size, "bilinear")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Halves `(B, H, W, C)`; odd sides round down, 1 stays 1."""
+        return self.position(super().forward(x))
 
 
 class PatchMerging(nn.Module):
@@ -229,16 +254,17 @@ class PostNormMerging(PatchMerging):
 
 
 class PositionEmbedding(nn.Module):
-    """Adds a learned vector per position; on a map of another size the table is resized bicubically.
+    """Adds a learned vector per position; on a map of another size the table is resized.
 
     Args:
         dim: Channels of the map.
         map_size: `(height, width)` that the table is made for.
+        mode: How it is resized, "bicubic" or "bilinear".
     """
 
-    def __init__(self, dim: int, map_size: tuple[int, int]) -> None:
+    def __init__(self, dim: int, map_size: tuple[int, int], mode: str = "bicubic") -> None:
         super().__init__()
-        self.map_size = map_size
+        self.map_size, self.mode = map_size, mode
         self.table = nn.Parameter(torch.empty(dim, *map_size))
         init_table(self.table)
 
@@ -249,8 +275,43 @@ class PositionEmbedding(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Adds to `(B, H, W, C)`."""
         size = (x.shape[1], x.shape[2])
-        table = self.table if size == self.map_size else resize_table(self.table, size)
+        fits = not is_symbolic(*size) and size == self.map_size
+        table = self.table if fits else resize_table(self.table, size, self.mode)
         return x + table.permute(1, 2, 0)
+
+
+class ClassTokenEmbedding(nn.Module):
+    """Turns a map into tokens behind a class token, and adds a learned vector to each.
+
+    On a map of another size the vectors of the map's positions are resized bicubically.
+
+    Args:
+        dim: Channels of the map.
+        map_size: `(height, width)` that the table is made for.
+
+    Paper: Training data-efficient image transformers & distillation through attention, arXiv 2012.12877.
+    """
+
+    def __init__(self, dim: int, map_size: tuple[int, int]) -> None:
+        super().__init__()
+        self.map_size = map_size
+        self.class_token = nn.Parameter(torch.empty(dim))
+        self.table = nn.Parameter(torch.empty(1 + map_size[0] * map_size[1], dim))  # the class token's vector first
+        init_table(self.class_token)
+        init_table(self.table)
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that no recipe decays."""
+        return {"class_token", "table"}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens `(B, 1 + H * W, C)` of a map `(B, H, W, C)`."""
+        size = (x.shape[1], x.shape[2])
+        first, table = self.class_token + self.table[0], self.table[1:]
+        if is_symbolic(*size) or size != self.map_size:
+            planes = resize_table(table.t().unflatten(1, self.map_size), size)
+            table = planes.flatten(1).t()
+        return torch.cat([first.expand(x.shape[0], 1, -1), x.flatten(1, 2) + table], 1)
 
 
 class ConditionalPosition(nn.Module):
@@ -279,6 +340,7 @@ STEMS: dict[str, type[nn.Module]] = {"conv": ConvStem, "overlap": OverlapStem, "
 DOWNSAMPLERS: dict[str, type[nn.Module]] = {
     "conv": ConvDownsample,
     "patch": PatchDownsample,
+    "patch_position": PositionedDownsample,
     "merge": PatchMerging,
     "merge_post_norm": PostNormMerging,
 }

@@ -5,7 +5,45 @@ from collections.abc import Callable
 from functools import partial
 
 from timm.layers import ClassifierHead, ClNormMlpClassifierHead
-from torch import nn
+from torch import Tensor, nn
+
+TOKEN_POOLS = ("token", "avg", "max", "")
+
+
+class TokenHead(nn.Module):
+    """Classifier of tokens `(B, 1 + N, C)` that a class token leads.
+
+    Args:
+        dim: Channels of the tokens.
+        num_classes: Classes; 0 for none.
+        pool_type: "token" reads the class token, "avg" and "max" the others; "" reads all and returns all.
+        drop_rate: Dropout before the linear layer.
+
+    Raises:
+        ValueError: If there is no such pooling.
+    """
+
+    def __init__(self, dim: int, num_classes: int, pool_type: str, drop_rate: float) -> None:
+        super().__init__()
+        self.num_features = dim
+        self.drop = nn.Dropout(drop_rate)
+        self.reset(num_classes, pool_type)
+
+    def reset(self, num_classes: int, pool_type: str | None = None) -> None:
+        """Replaces the linear layer, and the pooling unless it is None."""
+        if pool_type not in (None, *TOKEN_POOLS):
+            raise ValueError(f"global_pool={pool_type!r} must be one of {TOKEN_POOLS}")
+        self.pool_type = self.pool_type if pool_type is None else pool_type
+        self.fc: nn.Module = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
+
+    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits `(B, num_classes)`, or the pooled features."""
+        if self.pool_type == "token":
+            x = x[:, 0]
+        elif self.pool_type:
+            x = x[:, 1:].mean(1) if self.pool_type == "avg" else x[:, 1:].amax(1)
+        x = self.drop(x)
+        return x if pre_logits else self.fc(x)
 
 
 def linear_head(dim: int, num_classes: int, pool_type: str, drop_rate: float) -> nn.Module:
@@ -34,11 +72,12 @@ def norm_mlp_head(
 
 def pool_type_of(head: nn.Module) -> str:
     """Pooling of a head, as timm names it."""
-    return head.pool_type if isinstance(head, ClNormMlpClassifierHead) else head.global_pool.pool_type
+    return head.pool_type if isinstance(head, (ClNormMlpClassifierHead, TokenHead)) else head.global_pool.pool_type
 
 
 HEADS: dict[str, Callable[[int, int, str, float], nn.Module]] = {
     "linear": linear_head,
+    "token": TokenHead,
     "norm_mlp": norm_mlp_head,
     "norm_mlp_norm": partial(norm_mlp_head, hidden_norm=True),
 }

@@ -7,10 +7,10 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 
-def init_table(tensor: Tensor) -> None:
-    """Truncated normal of standard deviation 0.02, cut at 2: linear weights, position tables."""
+def init_table(tensor: Tensor, std: float = 0.02) -> None:
+    """Truncated normal of standard deviation `std`, cut at 2: linear weights, position tables."""
     if not tensor.is_meta:  # there is nothing to draw, and tracing the draw would dominate building on that device
-        trunc_normal_(tensor, std=0.02)
+        trunc_normal_(tensor, std=std)
 
 
 def init_conv_fan_out(module: nn.Module) -> None:

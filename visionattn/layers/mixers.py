@@ -5,26 +5,44 @@ from typing import Any
 
 from torch import nn
 
+from .agent import AgentAttention
 from .attention import GlobalAttention, NeighborhoodAttention, WindowAttention
 from .bilevel import BilevelAttention, EnhancedAttention
-from .convolution import GatedConvolution, SeparableConvolution
+from .convolution import GatedConvolution, Pooling, SeparableConvolution
 from .cosine import CosineWindowAttention
 from .cross_shaped import CrossShapedAttention
+from .deformable import DeformableAttention
+from .focused import FocusedLinearAttention
+from .halo import HaloAttention
+from .inline import InlineAttention
 from .names import pick
+from .relative import BottleneckAttention
+from .slide import SlideAttention
 from .spatial_reduction import PooledAttention, SpatialReductionAttention
+from .tokens import TokenAttention
 
 MIXERS: dict[str, type[nn.Module]] = {
     "neighborhood": NeighborhoodAttention,
     "window": WindowAttention,
     "cosine_window": CosineWindowAttention,
     "global": GlobalAttention,
+    "halo": HaloAttention,
+    "bottleneck": BottleneckAttention,
     "spatial_reduction": SpatialReductionAttention,
     "pooled": PooledAttention,
     "cross_shaped": CrossShapedAttention,
     "bilevel": BilevelAttention,
     "enhanced": EnhancedAttention,
+    "deformable": DeformableAttention,
+    "slide": SlideAttention,
+    "agent": AgentAttention,
+    "focused_linear": FocusedLinearAttention,
+    "inline": InlineAttention,
+    "tokens": TokenAttention,
     "gated_cnn": GatedConvolution,
     "separable": SeparableConvolution,
+    "pooling": Pooling,
+    "identity": nn.Identity,
 }
 
 

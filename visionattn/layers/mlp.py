@@ -16,12 +16,14 @@ class DepthwiseMlp(nn.Module):
         hidden: Channels inside.
         drop: Dropout after the activation and after the last layer.
         relu: Whether there is a ReLU before the convolution.
+        residual: Whether the convolution is added to what it reads.
 
-    Paper: PVT v2, arXiv 2106.13797.
+    Paper: PVT v2, arXiv 2106.13797; residual: DAT++, arXiv 2309.01430.
     """
 
-    def __init__(self, dim: int, hidden: int, drop: float = 0.0, relu: bool = False) -> None:
+    def __init__(self, dim: int, hidden: int, drop: float = 0.0, relu: bool = False, residual: bool = False) -> None:
         super().__init__()
+        self.residual = residual
         self.fc1 = nn.Linear(dim, hidden)
         self.relu = nn.ReLU() if relu else nn.Identity()
         self.conv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
@@ -32,7 +34,8 @@ class DepthwiseMlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps `(B, H, W, C)` to the same shape."""
         x = self.relu(self.fc1(x)).permute(0, 3, 1, 2)
-        x = self.act(self.conv(x).permute(0, 2, 3, 1))
+        x = x + self.conv(x) if self.residual else self.conv(x)
+        x = self.act(x.permute(0, 2, 3, 1))
         return self.drop(self.fc2(self.drop(x)))
 
 
@@ -40,4 +43,5 @@ MLPS: dict[str, Callable[..., nn.Module]] = {
     "mlp": Mlp,
     "depthwise": DepthwiseMlp,
     "depthwise_relu": partial(DepthwiseMlp, relu=True),
+    "depthwise_residual": partial(DepthwiseMlp, residual=True),
 }

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Global attention to a map of lower resolution."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .padding import pad_to_patch
+from .pooling import average_cells
 
 
 class SpatialReductionAttention(nn.Module):
@@ -120,17 +120,8 @@ class PooledAttention(SpatialReductionAttention):
 
     def reduce(self, x: Tensor) -> Tensor:
         """Tokens `(B, n, C)` that keys and values are made from, those of the rows of the averages in turn."""
-        rows, columns = (self._averages(side, x) for side in x.shape[1:3])
-        pooled = torch.einsum("ph,bhwc->bpwc", rows, x)
-        pooled = torch.einsum("qw,bpwc->bcpq", columns, pooled)
+        pooled = average_cells(x, (self.pool_size, self.pool_size)).permute(0, 3, 1, 2)
         return self.act(self.norm(self.sr(pooled).flatten(2).transpose(1, 2)))
-
-    def _averages(self, side: int, like: Tensor) -> Tensor:
-        """Adaptive average pooling of an axis as a matrix `(pool_size, side)`, which traces with a symbolic side."""
-        cell, pixel = torch.arange(self.pool_size, device=like.device), torch.arange(side, device=like.device)
-        first, end = cell * side // self.pool_size, -((cell + 1) * -side // self.pool_size)
-        inside = (pixel >= first[:, None]) & (pixel < end[:, None])
-        return inside.to(like.dtype) / (end - first)[:, None].to(like.dtype)
 
     def attention_macs(self, height: int, width: int) -> int:
         """Multiply-accumulates of the two attention products on one map, softmax left out."""

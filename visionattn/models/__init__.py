@@ -1,27 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """The zoo: importing this registers every family with timm."""
 
-from . import (  # noqa: F401  registration
-    biformer,
-    cbam,
-    cswin,
-    dinat_s,
-    gated,
-    mambaout,
-    nat,
-    nat_isotropic,
-    psa,
-    pvtv2,
-    swin,
-    swinv2,
-    triplet,
-    twins,
-)
+import importlib
+import pkgutil
+
 from ._base import VisionModel
 from ._checkpoint import KeyMap, convert, read_checkpoint
 from ._isotropic import Isotropic
 from ._pyramid import Pyramid
-from ._registry import FAMILIES, Family, ModelInfo, Paper, Published, create_model, info, list_models, load_checkpoint
+from ._registry import (
+    FAMILIES,
+    Family,
+    ModelInfo,
+    Paper,
+    Published,
+    convert_checkpoint,
+    create_model,
+    info,
+    list_models,
+    load_checkpoint,
+)
+
+# Every file here without an underscore is a family or several.
+for _module in pkgutil.iter_modules(__path__):
+    if not _module.name.startswith("_"):
+        importlib.import_module(f"{__name__}.{_module.name}")
 
 __all__ = [
     "FAMILIES",
@@ -34,6 +37,7 @@ __all__ = [
     "Pyramid",
     "VisionModel",
     "convert",
+    "convert_checkpoint",
     "create_model",
     "info",
     "list_models",

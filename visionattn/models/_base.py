@@ -62,11 +62,11 @@ class VisionModel(nn.Module):
         """Feature of one level."""
         return self.run_block(level, x)
 
-    def run_block(self, block: nn.Module, x: Tensor) -> Tensor:
+    def run_block(self, block: nn.Module, x: Tensor, *more: Any) -> Tensor:
         """One block, recomputed in the backward pass where gradient checkpointing is on."""
         if self.grad_checkpointing:
-            return checkpoint(block, x)
-        return block(x)
+            return checkpoint(block, x, *more)
+        return block(x, *more)
 
     def embed(self, x: Tensor) -> Tensor:
         """Image `(B, C, H, W)` to the first map.

@@ -40,8 +40,28 @@ def card(family: str) -> str:
         "",
         measured + ("" if facts.counts_attention else " Their multiply-adds leave the attention products out."),
     ]
-    notes = sorted({note for row in rows for note in (row.note, row.gflops_differ) if note is not None})
+    lines += _dense_table(rows)
+    said = {note for row in rows for note in (row.note, row.gflops_differ, row.params_differ)}
+    notes = sorted(note for note in said if note is not None)
     return "\n".join([*lines, *(f"\n{note}." for note in notes)])
+
+
+def _dense_table(rows: list[ModelInfo]) -> list[str]:
+    """Results of detectors and segmentors, where there are any."""
+    results = [(row, result) for row in rows for result in row.dense]
+    if not results:
+        return []
+    lines = [
+        "",
+        "| backbone | method | COCO box AP | COCO mask AP | ADE20K mIoU | several scales |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row, result in results:
+        figures = (result.box_ap, result.mask_ap, result.miou, result.miou_multi)
+        cells = ["–" if figure is None else f"{figure:g}" for figure in figures]
+        method = result.method if result.note is None else f"{result.method} ({result.note})"
+        lines.append(f"| `{row.name}` | {method} | {' | '.join(cells)} |")
+    return lines
 
 
 def _table_row(row: ModelInfo) -> str:

@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from visionattn.layers import resize_table
+from visionattn.layers import resize_line, resize_table, resize_vectors
 
 _logger = logging.getLogger(__name__)
 
@@ -38,12 +39,15 @@ class KeyMap:
             `re.sub` does; each may match, so that one rule can rename a prefix and another the end.
         constants: Patterns of entries that the model derives by itself: index tables, masks.
         optional: Patterns of our names that a file may lack; the model keeps its values.
+        refuses: Says why entries, ours or the publisher's, are none for a model though they may fit: of another
+            architecture with the same names and shapes; None if they are not.
     """
 
     name: str
     keys: tuple[tuple[Any, ...], ...]
     constants: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    refuses: Callable[[Mapping[str, Tensor], nn.Module], str | None] | None = None
 
     def rename(self, name: str) -> tuple[str, list[Transform]]:
         """Our name of an entry, and the transforms its tensor needs."""
@@ -82,35 +86,45 @@ def convert(
     key_maps: Iterable[KeyMap] = (),
     *,
     free: Iterable[str] = (),
+    resize: bool = True,
     source: str = "the checkpoint",
 ) -> dict[str, Tensor]:
     """State dict of `model`, made of a published one.
 
     Our own names pass through; else the key map that fits best is used. Bias and position tables of another size are
-    resized bicubically. Norms of intermediate outputs, which classification checkpoints lack, keep the model's values.
+    resized bicubically if wanted. Norms of intermediate outputs, which classification checkpoints lack, keep the values
+    of the model.
 
     Args:
         state_dict: Entries of the file, wrappers and prefixes as they come.
         model: Model to load into.
         key_maps: Publishers' names to try.
         free: Prefixes of our names that may be missing or differ in shape, since the caller adapts them.
+        resize: Whether tables of another size are resized; otherwise they do not fit.
         source: Where the entries come from, for messages.
 
     Returns:
         An entry for every parameter and buffer of `model` that is not free.
 
     Raises:
-        ValueError: If an entry is left over, missing or of another shape; all of them are listed.
+        ValueError: If an entry is left over, missing or of another shape; all of them are listed. Or if a key map
+            tells that the entries are of another architecture.
     """
     entries = unwrap(state_dict, source)
-    attempts = [(key_map, _attempt(entries, model, key_map, tuple(free))) for key_map in (OURS, *key_maps)]
+    key_maps = tuple(key_maps)
+    for key_map in key_maps:
+        if key_map.refuses is not None and (reason := key_map.refuses(entries, model)) is not None:
+            raise ValueError(f"{source} is refused: {reason}")
+    attempts = [(key_map, _attempt(entries, model, key_map, tuple(free), resize)) for key_map in (OURS, *key_maps)]
     key_map, best = min(attempts, key=lambda pair: pair[1].faults)
     if best.faults:
         raise ValueError(_complaint(best, key_map, source))
     return best.converted
 
 
-def _attempt(entries: Mapping[str, Tensor], model: nn.Module, key_map: KeyMap, free: tuple[str, ...]) -> _Attempt:
+def _attempt(
+    entries: Mapping[str, Tensor], model: nn.Module, key_map: KeyMap, free: tuple[str, ...], resize: bool
+) -> _Attempt:
     targets = model.state_dict()
     # The last output norm is the final norm: one set of weights for both uses.
     last_norm = f"output_norms.{len(getattr(model, 'levels', ())) - 1}."
@@ -128,7 +142,8 @@ def _attempt(entries: Mapping[str, Tensor], model: nn.Module, key_map: KeyMap, f
         target = targets[ours]
         for transform in transforms:
             tensor = transform(tensor, target)
-        tensor = _resized(ours, tensor, target)
+        if resize:
+            tensor = _resized(ours, tensor, target)
         if tensor.shape != target.shape and not ours.startswith(free or ("\0",)):
             result.misshaped.append(f"{name} {tuple(tensor.shape)} where {tuple(target.shape)} is needed")
         result.converted[ours] = tensor
@@ -143,11 +158,31 @@ def _attempt(entries: Mapping[str, Tensor], model: nn.Module, key_map: KeyMap, f
 
 
 def _resized(name: str, tensor: Tensor, target: Tensor) -> Tensor:
-    """Tables whose last two axes are positions fit any model: they are resized."""
-    is_table = name.endswith(".rpb") or name == "pos_embed.table"
+    """Tables whose last two axes are positions, or whose first is an offset, fit any model: they are resized."""
+    if name.endswith((".height_rel", ".width_rel")) and tensor.ndim == 2 and tensor.shape[1] == target.shape[1]:
+        return tensor if tensor.shape == target.shape else resize_vectors(tensor, target.shape[0])
+    if name.endswith(("_rows", "_columns")) and tensor.shape[:-1] == target.shape[:-1]:
+        return resize_line(tensor, target.shape[-1])
+    if name == "pos_embed.table" and tensor.ndim == 2 and tensor.shape != target.shape:
+        return _resized_tokens(tensor, target)
+    is_table = name.endswith((".rpb", ".key_positions", ".position.table")) or name == "pos_embed.table"
     if not is_table or tensor.ndim != 3 or tensor.shape == target.shape or tensor.shape[0] != target.shape[0]:
         return tensor
     return resize_table(tensor, (target.shape[1], target.shape[2]))
+
+
+def pointwise(tensor: Tensor, target: Tensor) -> Tensor:
+    """Weights of a 1x1 convolution as those of a linear layer."""
+    return tensor.flatten(1) if tensor.ndim == 4 and target.ndim == 2 else tensor
+
+
+def _resized_tokens(table: Tensor, target: Tensor) -> Tensor:
+    """Vectors `(1 + positions, C)` of a class token and the positions of a square map, which is resized."""
+    old, new = (grid_of(t.shape[0] - 1, (0, 0)) for t in (table, target))
+    if old is None or new is None:
+        return table
+    planes = resize_table(table[1:].t().unflatten(1, old), new)
+    return torch.cat([table[:1], planes.flatten(1).t()])
 
 
 def grid_of(count: int, target: tuple[int, int]) -> tuple[int, int] | None:
@@ -216,8 +251,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        # timm's training script stores its arguments beside the weights.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        # Training scripts store their arguments beside the weights: timm's as a namespace, Swin's as a yacs node, a
+        # dictionary.
+        with torch.serialization.safe_globals([argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]):
             mapped = zipfile.is_zipfile(path)  # the current format: tensors are paged in when they are copied
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ViT-like host: patches, then blocks around any token mixer at one resolution."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -23,15 +23,16 @@ class Isotropic(VisionModel):
         in_chans: Channels of the image.
         num_classes: Classes of the head; 0 for none.
         global_pool: Pooling of the head, as timm names it.
-        mixer: Name of the token mixer, one of `visionattn.layers.MIXERS`.
+        mixer: Name of the token mixer, one of `visionattn.layers.MIXERS`; or one for each block.
         mixer_args: Arguments of the mixers: a mapping, or a function of the block's index that returns one.
         mlp_ratio: Hidden width of the MLPs over the channels.
+        norm_eps: Added to the variance by the norms of blocks and output.
         drop_rate: Dropout before the classifier.
         proj_drop_rate: Dropout after the stem, after attention projections and in MLPs.
         drop_path_rate: Drop-path rate of the last block, rising linearly from 0.
 
     Raises:
-        ValueError: If `depth` is not positive or the mixer's name is unknown.
+        ValueError: If `depth` is not positive, there is not one mixer for each block, or a mixer's name is unknown.
     """
 
     levels_name = "blocks"
@@ -46,9 +47,10 @@ class Isotropic(VisionModel):
         in_chans: int = 3,
         num_classes: int = 1000,
         global_pool: str = "avg",
-        mixer: str = "neighborhood",
+        mixer: str | Sequence[str] = "neighborhood",
         mixer_args: Mapping[str, Any] | Callable[[int], Mapping[str, Any]] | None = None,
         mlp_ratio: float = 4.0,
+        norm_eps: float = 1e-5,
         drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
@@ -56,15 +58,18 @@ class Isotropic(VisionModel):
         super().__init__(in_chans, num_classes)
         if depth < 1:
             raise ValueError(f"depth={depth} must be at least 1")
+        names = [mixer] * depth if isinstance(mixer, str) else list(mixer)
+        if len(names) != depth:
+            raise ValueError(f"mixer={mixer} must give each of the {depth} blocks one")
         self.stem = PatchStem(in_chans, dim, patch_size, patch_norm)
         self.pos_drop = nn.Dropout(proj_drop_rate)
         self.blocks = nn.ModuleList()
         for i, rate in enumerate(drop_path_rates(drop_path_rate, [depth])[0]):
             args = mixer_args(i) if callable(mixer_args) else (mixer_args or {})
-            mixer_module = create_mixer(mixer, dim, num_heads, proj_drop=proj_drop_rate, **args)
-            self.blocks.append(Block(dim, mixer_module, mlp_ratio, None, proj_drop_rate, rate))
+            mixer_module = create_mixer(names[i], dim, num_heads, proj_drop=proj_drop_rate, **args)
+            self.blocks.append(Block(dim, mixer_module, mlp_ratio, None, proj_drop_rate, rate, norm_eps))
         self.feature_info = [{"num_chs": dim, "reduction": patch_size, "module": f"blocks.{i}"} for i in range(depth)]
-        self.norm = nn.LayerNorm(dim)
+        self.norm = nn.LayerNorm(dim, norm_eps)
         self._add_head(dim, global_pool, drop_rate)
         self.apply(init_linear)
 

@@ -30,7 +30,12 @@ def count_macs(model: nn.Module, input_size: tuple[int, int, int], attention: bo
     return counter.get_total_flops() // 2 + (sum(products) if attention else 0)
 
 
-def _projections(mixer: Any, products: list[int], x: Tensor) -> Tensor:
+def _projections(mixer: Any, products: list[int], x: Tensor, *more: Any) -> Tensor:
     """The mixer without its attention, which is noted down instead."""
-    products.append(mixer.attention_macs(x.shape[1], x.shape[2]))
+    if hasattr(mixer, "without_attention"):  # of maps (B, C, H, W)
+        products.append(mixer.attention_macs(x.shape[2], x.shape[3]))
+        return mixer.without_attention(x)
+    # Tokens that a class token leads come with the size of their map.
+    height, width = more[0] if x.ndim == 3 else x.shape[1:3]
+    products.append(mixer.attention_macs(height, width))
     return mixer.project_out(mixer.project_in(x)[0])  # queries have the shape of the output

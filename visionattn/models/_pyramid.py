@@ -52,16 +52,17 @@ class Pyramid(VisionModel):
         stem: Name of the stem, one of `visionattn.layers.STEMS`.
         stem_args: More arguments of the stem.
         downsample: Name of the downsampler, one of `visionattn.layers.DOWNSAMPLERS`.
-        downsample_args: More arguments of the downsamplers.
+        downsample_args: More arguments of the downsamplers: a mapping, or a sequence of one for each.
         mixers: Name of the token mixer, one of `visionattn.layers.MIXERS`; or for each stage a name, or a sequence
             of one for each block.
         mixer_args: Arguments of the mixers: a mapping, or a function of (stage, block) that returns one.
         mlp_ratio: Hidden width of the MLPs over the channels; or one a stage.
-        mlp: Name of the MLPs, one of `visionattn.layers.MLPS`; None for blocks of the mixer alone.
-        layer_scale: Initial value of per-channel factors on the branches; None for no factors.
-        block_positions: Whether a convolution that encodes positions comes first in each block.
+        mlp: Name of the MLPs, one of `visionattn.layers.MLPS`; None for blocks of the mixer alone. Or one a stage.
+        layer_scale: Initial value of per-channel factors on the branches; None for no factors. Or one a stage.
+        block_positions: Whether a convolution that encodes positions comes first in each block; or one a stage.
         conditional_position: Whether a convolution that encodes positions follows the first block of each stage.
         position_size: `(height, width)` of a learned position table added after the stem; None for none.
+        position_mode: How it is resized for other maps, "bicubic" or "bilinear".
         stage_norms: Whether each stage ends in a LayerNorm, whose result is the feature and what the next one reads.
         output_norms: A LayerNorm of its own for each stage's output feature, as dense-prediction backbones have; True
             for all stages, or a list of stages. The last stage's is the final norm, unless `own_last_norm`.
@@ -93,15 +94,16 @@ class Pyramid(VisionModel):
         stem: str = "conv",
         stem_args: Mapping[str, Any] | None = None,
         downsample: str = "conv",
-        downsample_args: Mapping[str, Any] | None = None,
+        downsample_args: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
         mixers: str | Sequence[str | Sequence[str]] = "neighborhood",
         mixer_args: MixerArgs | None = None,
         mlp_ratio: float | Sequence[float] = 4.0,
-        mlp: str | None = "mlp",
-        layer_scale: float | None = None,
-        block_positions: bool = False,
+        mlp: str | None | Sequence[str | None] = "mlp",
+        layer_scale: float | None | Sequence[float | None] = None,
+        block_positions: bool | Sequence[bool] = False,
         conditional_position: bool = False,
         position_size: tuple[int, int] | None = None,
+        position_mode: str = "bicubic",
         stage_norms: bool = False,
         output_norms: bool | Sequence[int] = False,
         own_last_norm: bool = False,
@@ -117,23 +119,28 @@ class Pyramid(VisionModel):
     ) -> None:
         super().__init__(in_chans, num_classes)
         stage_mixers = [mixers] * len(depths) if isinstance(mixers, str) else list(mixers)
-        ratios = [mlp_ratio] * len(depths) if isinstance(mlp_ratio, (int, float)) else list(mlp_ratio)
-        _check_lengths(depths, dims=dims, num_heads=num_heads, mixers=stage_mixers, mlp_ratio=ratios)
+        ratios, mlps, scales, led = (_per_stage(v, depths) for v in (mlp_ratio, mlp, layer_scale, block_positions))
+        _check_lengths(
+            depths, dims=dims, num_heads=num_heads, mixers=stage_mixers, mlp_ratio=ratios, mlp=mlps, layer_scale=scales,
+            block_positions=led,
+        )  # fmt: skip
         names = _per_block(stage_mixers, depths)
         self.stem = pick("stem", stem, STEMS)(in_chans, dims[0], **(stem_args or {}))
-        self.pos_embed = nn.Identity() if position_size is None else PositionEmbedding(dims[0], position_size)
+        if position_size is not None:
+            self.pos_embed = PositionEmbedding(dims[0], position_size, position_mode)
         self.pos_drop = nn.Dropout(proj_drop_rate)
         self.stages = nn.ModuleList()
         reducer = pick("downsample", downsample, DOWNSAMPLERS)
+        down_args = downsample_args if isinstance(downsample_args, Sequence) else [downsample_args or {}] * len(dims)
         rates = drop_path_rates(drop_path_rate, depths)
         for i, (dim, heads, ratio) in enumerate(zip(dims, num_heads, ratios, strict=True)):
             blocks = []
             for j, (name, rate) in enumerate(zip(names[i], rates[i], strict=True)):
                 args = mixer_args(i, j) if callable(mixer_args) else (mixer_args or {})
                 mixer = create_mixer(name, dim, heads, proj_drop=proj_drop_rate, **args)
-                more = (norm_eps, post_norm, mlp, block_positions, norm_sums)
-                blocks.append(Block(dim, mixer, ratio, layer_scale, proj_drop_rate, rate, *more))
-            down = reducer(dim, dims[i + 1], **(downsample_args or {})) if i + 1 < len(dims) else nn.Identity()
+                more = (norm_eps, post_norm, mlps[i], led[i], norm_sums)
+                blocks.append(Block(dim, mixer, ratio, scales[i], proj_drop_rate, rate, *more))
+            down = reducer(dim, dims[i + 1], **down_args[i]) if i + 1 < len(dims) else nn.Identity()
             position = ConditionalPosition(dim) if conditional_position else nn.Identity()
             norm = nn.LayerNorm(dim, norm_eps) if stage_norms else nn.Identity()
             self.stages.append(Stage(blocks, down, position, norm))
@@ -198,6 +205,11 @@ class Pyramid(VisionModel):
         ]
         by_stage = [(r"^(?:stages|output_norms)\.(\d+)", None), (r"^norm", (99999,))]
         return {"stem": r"^stem|^pos_embed", "blocks": by_stage if coarse else fine}
+
+
+def _per_stage(value: Any, depths: Sequence[int]) -> list[Any]:
+    """One value for every stage, of one for all or of a sequence of them."""
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value] * len(depths)
 
 
 def _per_block(mixers: Sequence[str | Sequence[str]], depths: Sequence[int]) -> list[list[str]]:

@@ -5,15 +5,18 @@ import fnmatch
 import os
 import pickle
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import timm
+from safetensors.torch import save_file
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 from torch import Tensor, nn
 
+from visionattn._files import replacing
 from visionattn.layers import GATES, attach, unknown
 
 from ._base import VisionModel
@@ -55,7 +58,9 @@ class Published:
         is_page: Whether `url` is a page that a person downloads the file from, not the file.
         hub: Hugging Face repository with a copy of the weights, which is taken first.
         interpolation: How images are resized for the figures.
+        mean: Mean of the channels that images are normalised by, and `std` their standard deviation.
         gflops_differ: Why the published `gflops` are not what the published code computes; None where they are.
+        params_differ: Why the published `params_m` are not those of the published code; None where they are.
     """
 
     reference: str
@@ -72,7 +77,31 @@ class Published:
     is_page: bool = False
     hub: str | None = None
     interpolation: str = "bicubic"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
     gflops_differ: str | None = None
+    params_differ: str | None = None
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Published result of a detector or segmentor with a model of the zoo as its backbone.
+
+    Args:
+        method: Head and schedule, such as "Mask R-CNN 3x" or "UPerNet 160k".
+        box_ap: Box AP on COCO val2017 in percent.
+        mask_ap: Mask AP on COCO val2017.
+        miou: Mean IoU on ADE20K's validation set in percent, at one scale.
+        miou_multi: The same at several scales and flipped.
+        note: Where the result differs from the others of its method: a data set, a crop.
+    """
+
+    method: str
+    box_ap: float | None = None
+    mask_ap: float | None = None
+    miou: float | None = None
+    miou_multi: float | None = None
+    note: str | None = None
 
 
 @dataclass(frozen=True)
@@ -137,11 +166,13 @@ class ModelInfo:
     params_m: float | None
     gflops: float | None
     gflops_differ: str | None
+    params_differ: str | None
     paper: str
     arxiv: str
     license: str
     urls: tuple[str, ...]
     note: str | None
+    dense: tuple[Dense, ...]
     args: Mapping[str, Any]
 
 
@@ -149,10 +180,15 @@ FAMILIES: dict[str, Family] = {}
 _FAMILY_OF: dict[str, str] = {}
 _ARGS: dict[str, Mapping[str, Any]] = {}
 _WEIGHTS: dict[str, dict[str, Published]] = {}
+_DENSE: dict[str, tuple[Dense, ...]] = {}
 
 
 def register(
-    module: str, family: Family, variants: Mapping[str, Mapping[str, Any]], weights: Mapping[str, Published]
+    module: str,
+    family: Family,
+    variants: Mapping[str, Mapping[str, Any]],
+    weights: Mapping[str, Published],
+    dense: Mapping[str, Sequence[Dense]] | None = None,
 ) -> None:
     """Adds a family to the zoo and its models to timm.
 
@@ -161,7 +197,15 @@ def register(
         family: The family.
         variants: Constructor arguments by model name.
         weights: Published weights by `name.tag`; a variant's first ones are its default.
+        dense: Published results of detectors and segmentors by `name.tag` of the weights that they started from.
+
+    Raises:
+        ValueError: If `dense` names weights that are not there.
     """
+    unknown_weights = set(dense or {}) - set(weights)
+    if unknown_weights:
+        raise ValueError(f"dense names {sorted(unknown_weights)}, which are not among the weights of {family.name}")
+    _DENSE.update({name: tuple(results) for name, results in (dense or {}).items()})
     FAMILIES[family.name] = family
     target: Any = sys.modules[module]
     cfgs: dict[str, Any] = {name: _pretrained_cfg(family, row) for name, row in weights.items()}
@@ -184,8 +228,8 @@ def _pretrained_cfg(family: Family, row: Published) -> dict[str, Any]:
         "input_size": (3, row.size, row.size),
         "crop_pct": row.crop_pct,
         "interpolation": row.interpolation,
-        "mean": IMAGENET_MEAN,
-        "std": IMAGENET_STD,
+        "mean": row.mean,
+        "std": row.std,
         "first_conv": family.first_conv,
         "classifier": family.classifier,
         "license": family.license,
@@ -281,6 +325,37 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
     model.load_state_dict(converted)
 
 
+def convert_checkpoint(
+    path: str | os.PathLike[str], name: str, output: str | os.PathLike[str], num_classes: int | None = None
+) -> nn.Module:
+    """Writes a published checkpoint in our names; nothing is dropped, made up or resized on the way.
+
+    Args:
+        path: `.pth`, `.pt` or `.safetensors`; never runs code in it.
+        name: Model that the weights are of, with the tag where tags differ in classes.
+        output: `.safetensors` file, complete or not there.
+        num_classes: Classes of the file's head; None for those of `name`.
+
+    Returns:
+        The model with the weights.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the model is unknown, the file cannot be read or does not fit; says which entries are at fault.
+    """
+    if Path(output).suffix != ".safetensors":
+        raise ValueError(f"output={str(output)!r} must end in .safetensors")
+    row = info(name)
+    entries = read_checkpoint(path)
+    model = create_model(name, num_classes=row.num_classes if num_classes is None else num_classes)
+    key_maps = FAMILIES[row.family].key_maps
+    model.load_state_dict(convert(entries, model, key_maps, resize=False, source=str(path)))
+    tensors = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
+    with replacing(output) as temporary:
+        save_file(tensors, temporary, {"format": "pt", "architecture": row.architecture, "source": Path(path).name})
+    return model
+
+
 def _name_of(model: nn.Module) -> str:
     return (getattr(model, "pretrained_cfg", None) or {}).get("architecture", "")
 
@@ -363,10 +438,12 @@ def info(name: str) -> ModelInfo:
         params_m=row.params_m,
         gflops=row.gflops,
         gflops_differ=row.gflops_differ,
+        params_differ=row.params_differ,
         paper=family.papers[0].title,
         arxiv=family.papers[0].arxiv,
         license=family.license,
         urls=(row.url,),
         note=row.note,
+        dense=_DENSE.get(f"{architecture}.{tag}", ()),
         args={**_ARGS[architecture], **row.args},
     )

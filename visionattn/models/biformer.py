@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from ._checkpoint import KeyMap
+from ._checkpoint import KeyMap, pointwise
 from ._pyramid import MixerArgs, Pyramid
 from ._reference import source_file
-from ._registry import Family, Paper, Published, register
+from ._registry import Dense, Family, Paper, Published, register
 
 PAPER = Paper("BiFormer: Vision Transformer with Bi-Level Routing Attention", "2303.08810")
 ORIGIN = "https://github.com/rayleizhu/BiFormer"
@@ -111,11 +111,6 @@ def _init_as_convolutions(model: Pyramid) -> None:
             module.reset_parameters()
 
 
-def _pointwise(tensor: Tensor, target: Tensor) -> Tensor:
-    """Weights of a 1x1 convolution as those of a linear layer."""
-    return tensor.flatten(1) if tensor.ndim == 4 and target.ndim == 2 else tensor
-
-
 def _previous(path: str) -> Any:
     """Replacement that turns a stage into what ends the stage before."""
     return lambda match: f"stages.{int(match[1]) - 1}.{path}"
@@ -133,7 +128,7 @@ SHARED = (
     (r"\.mlp\.0\.", ".mlp.fc1."),
     (r"\.mlp\.1\.dwconv\.", ".mlp.conv."),
     (r"\.mlp\.[23]\.", ".mlp.fc2."),
-    (r"(\.(?:attn|mlp)\.(?:qkv|proj|fc1|fc2)\.weight)$", r"\1", _pointwise),
+    (r"(\.(?:attn|mlp)\.(?:qkv|proj|fc1|fc2)\.weight)$", r"\1", pointwise),
     (r"^extra_norms\.", "output_norms."),
     (r"^norm\.", "norm.bn."),
     (r"^head\.", "head.fc."),
@@ -285,5 +280,22 @@ BIFORMER_STL = Family(
     "biformer_stl", "BiFormer-STL", (PAPER,), "mit", ORIGIN, biformer, (PATCH_LAYOUT,), "biformer",
     partial(_from_reference, True), micros={"va_biformer_stl_nchw": MICRO},
 )  # fmt: skip
-register(__name__, BIFORMER, CONV_VARIANTS, CONV_WEIGHTS)
+AGAIN = "trained a second time by the authors"
+DENSE = {
+    "va_biformer_small.in1k": (
+        Dense("Mask R-CNN 1x", 47.8, 43.2),
+        Dense("Mask R-CNN 1x", 48.1, 43.6, note=AGAIN),
+        Dense("RetinaNet 1x", 45.9),
+        Dense("RetinaNet 1x", 47.3, note=AGAIN),
+        Dense("Semantic FPN 80k", miou=48.9),
+        Dense("UPerNet 160k", miou=49.8, miou_multi=50.8),
+    ),
+    "va_biformer_base.in1k": (
+        Dense("Mask R-CNN 1x", 48.6, 43.7),
+        Dense("RetinaNet 1x", 47.1),
+        Dense("Semantic FPN 80k", miou=49.9),
+        Dense("UPerNet 160k", miou=51.0, miou_multi=51.7),
+    ),
+}
+register(__name__, BIFORMER, CONV_VARIANTS, CONV_WEIGHTS, DENSE)
 register(__name__, BIFORMER_STL, PATCH_VARIANTS, PATCH_WEIGHTS)

@@ -12,6 +12,7 @@ from ._reference import source_file
 from ._registry import Family, register
 from .nat import (
     AT_384,
+    CROPS_640,
     DINAT_PAPER,
     FULL,
     KEYS,
@@ -23,6 +24,7 @@ from .nat import (
     figures,
     from_reference,
     nat,
+    results,
 )
 
 
@@ -72,4 +74,10 @@ DINAT_S = Family(
     "dinat_s", "DiNAT_s", (DINAT_PAPER,), "mit", ORIGIN, dinat_s, (KEYS,), "dinat", _from_reference,
     micros={"va_dinat_s_tiny": MICRO_DILATED},
 )  # fmt: skip
-register(__name__, DINAT_S, VARIANTS, WEIGHTS)
+DENSE = {
+    "va_dinat_s_tiny.in1k": results((46.6, 42.1), (51.0, 44.1), (46.0, 47.4)),
+    "va_dinat_s_small.in1k": results((48.6, 43.5), (52.3, 45.2), (48.6, 49.9)),
+    "va_dinat_s_base.in1k": results(None, (52.6, 45.3), (49.4, 50.2)),
+    "va_dinat_s_large.in22k": results(None, (54.8, 47.2), (53.4, 54.6), CROPS_640),
+}
+register(__name__, DINAT_S, VARIANTS, WEIGHTS, DENSE)

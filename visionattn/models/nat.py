@@ -14,7 +14,7 @@ from typing import Any
 from ._checkpoint import KeyMap
 from ._pyramid import Pyramid
 from ._reference import dense_args, dilation_lists, freeze, source_file, translate
-from ._registry import Family, Paper, Published, register
+from ._registry import Dense, Family, Paper, Published, register
 
 NAT_PAPER = Paper("Neighborhood Attention Transformer", "2204.07143")
 DINAT_PAPER = Paper("Dilated Neighborhood Attention Transformer", "2209.15001")
@@ -183,5 +183,39 @@ DINAT = Family(
     "dinat", "DiNAT", (DINAT_PAPER,), "mit", ORIGIN, nat, (KEYS,), "dinat", _from_nat_or_dinat, "stem.proj.0",
     {"va_dinat_tiny": MICRO_DILATED},
 )  # fmt: skip
-register(__name__, NAT, NAT_VARIANTS, NAT_WEIGHTS)
-register(__name__, DINAT, DINAT_VARIANTS, DINAT_WEIGHTS)
+
+
+def results(
+    mask_rcnn: tuple[float, float] | None,
+    cascade: tuple[float, float],
+    upernet: tuple[float, float],
+    note: str | None = None,
+) -> tuple[Dense, ...]:
+    """SHI-Labs' results of one backbone: box and mask AP of the detectors, mIoU at one and at several scales."""
+    detectors = {"Mask R-CNN 3x": mask_rcnn, "Cascade Mask R-CNN 3x": cascade}
+    rows = [Dense(method, *pair) for method, pair in detectors.items() if pair is not None]
+    return (*rows, Dense("UPerNet 160k", None, None, *upernet, note=note))
+
+
+CROPS_640 = "crops of 640 pixels"
+NAT_DENSE = {
+    "va_nat_mini.in1k": results((46.5, 41.7), (50.3, 43.6), (45.1, 46.4)),
+    "va_nat_tiny.in1k": results((47.7, 42.6), (51.4, 44.5), (47.1, 48.4)),
+    "va_nat_small.in1k": results((48.4, 43.2), (52.0, 44.9), (48.0, 49.5)),
+    "va_nat_base.in1k": results(None, (52.3, 45.1), (48.5, 49.7)),
+}
+DINAT_DENSE = {
+    "va_dinat_mini.in1k": results((47.2, 42.5), (51.2, 44.4), (45.8, 47.2)),
+    "va_dinat_tiny.in1k": results((48.6, 43.5), (52.2, 45.1), (47.8, 48.8)),
+    "va_dinat_small.in1k": results((49.3, 44.0), (52.9, 45.8), (48.9, 49.9)),
+    "va_dinat_base.in1k": results(None, (53.4, 46.2), (49.6, 50.4)),
+    "va_dinat_large.in22k": results(None, (55.3, 47.8), (54.0, 54.9), CROPS_640),
+    "va_dinat_large_384_11x11.in22k": (
+        Dense("Mask2Former, instances", mask_ap=50.8),
+        Dense("Mask2Former, semantic", miou_multi=58.1),
+        Dense("Mask2Former, panoptic", mask_ap=49.2, note="PQ 58.5 on COCO"),
+        Dense("Mask2Former, panoptic", miou=56.3, note="PQ 49.4 on ADE20K"),
+    ),
+}
+register(__name__, NAT, NAT_VARIANTS, NAT_WEIGHTS, NAT_DENSE)
+register(__name__, DINAT, DINAT_VARIANTS, DINAT_WEIGHTS, DINAT_DENSE)

@@ -11,9 +11,9 @@ from timm.layers import to_2tuple
 from torch import Tensor
 
 from ._checkpoint import KeyMap, grid_of
-from ._pyramid import Pyramid
+from ._pyramid import MixerArgs, Pyramid
 from ._reference import dense_args, freeze, translate
-from ._registry import Family, Paper, Published, register
+from ._registry import Dense, Family, Paper, Published, register
 
 PAPER = Paper("Swin Transformer: Hierarchical Vision Transformer using Shifted Windows", "2103.14030")
 RELEASES = "https://github.com/SwinTransformer/storage/releases/download"
@@ -29,6 +29,8 @@ def swin(
     patch_size: int = 4,
     patch_norm: bool = True,
     ape: bool = False,
+    mixers: str | Sequence[str | Sequence[str]] | None = None,
+    mixer_args: MixerArgs | None = None,
     qkv_bias: bool = True,
     qk_scale: float | None = None,
     **kwargs: Any,
@@ -47,13 +49,15 @@ def swin(
         patch_size: Side of a patch.
         patch_norm: Whether a LayerNorm follows the patch embedding.
         ape: Whether an absolute position embedding is added.
+        mixers: Other token mixers, as `Pyramid` takes them; then `mixer_args` are theirs.
+        mixer_args: Arguments of other mixers; `window_args` makes those of windows among them.
         qkv_bias: Whether qkv projections have a bias.
         qk_scale: Factor on the logits; None means `head_dim ** -0.5`.
         **kwargs: Of `Pyramid`.
     """
     grid = patch_grid(img_size, patch_size)
 
-    def mixer_args(stage: int, block: int) -> dict[str, Any]:
+    def shifted(stage: int, block: int) -> dict[str, Any]:
         windows = window_args(grid, window_size, shift_small_maps, stage, block)
         return {**windows, "qkv_bias": qkv_bias, "qk_scale": qk_scale}
 
@@ -64,8 +68,8 @@ def swin(
         stem="patch",
         stem_args={"patch_size": patch_size, "norm": patch_norm},
         downsample="merge",
-        mixers="window",
-        mixer_args=mixer_args,
+        mixers=mixers or "window",
+        mixer_args=shifted if mixers is None else mixer_args,
         position_size=grid if ape else None,
         **kwargs,
     )
@@ -94,13 +98,13 @@ def window_args(
     return {"window_size": window, "shift": window // 2 if block % 2 else 0, "shift_small_maps": shift_small_maps}
 
 
-def _mirrored(table: Tensor, target: Tensor) -> Tensor:
+def mirrored(table: Tensor, target: Tensor) -> Tensor:
     """`(positions, heads)` by query minus key to `(heads, height, width)` by key minus query."""
     grid = grid_of(table.shape[0], (target.shape[1], target.shape[2]))
     return table if grid is None else table.t().reshape(-1, *grid).flip(1, 2)
 
 
-def _position_planes(table: Tensor, target: Tensor) -> Tensor:
+def position_planes(table: Tensor, target: Tensor) -> Tensor:
     """`(1, positions, C)` of the classifiers or `(1, C, height, width)` of the dense backbones to `(C, h, w)`."""
     if table.ndim == 4:
         return table[0]
@@ -112,8 +116,8 @@ SHARED = (
     (r"^layers\.", "stages."),
     (r"\.downsample\.", ".down."),
     (r"^patch_embed\.", "stem."),
-    (r"^absolute_pos_embed$", "pos_embed.table", _position_planes),
-    (r"relative_position_bias_table$", "rpb", _mirrored),
+    (r"^absolute_pos_embed$", "pos_embed.table", position_planes),
+    (r"relative_position_bias_table$", "rpb", mirrored),
     (r"^norm(\d+)\.", r"output_norms.\1."),
 )
 DERIVED = (r"\.attn_mask$", r"\.relative_position_index$")
@@ -190,4 +194,29 @@ SWIN = Family(
     "swin", "Swin Transformer", (PAPER,), "mit", "https://github.com/microsoft/Swin-Transformer", swin,
     (AUTHORS, TIMM), "swin", _from_reference, micros={"va_swin_tiny": MICRO},
 )  # fmt: skip
-register(__name__, SWIN, VARIANTS, WEIGHTS)
+T, S, B = (f"va_swin_{size}.in1k" for size in ("tiny", "small", "base"))
+DENSE = {
+    T: (
+        Dense("Mask R-CNN 1x", 43.7, 39.8),
+        Dense("Mask R-CNN 3x", 46.0, 41.6),
+        Dense("Cascade Mask R-CNN 1x", 48.1, 41.7),
+        Dense("Cascade Mask R-CNN 3x", 50.4, 43.7),
+        Dense("RepPointsV2 3x", 50.0),
+        Dense("UPerNet 160k", miou=44.51, miou_multi=45.81),
+    ),
+    S: (
+        Dense("Mask R-CNN 3x", 48.5, 43.3),
+        Dense("Cascade Mask R-CNN 3x", 51.9, 45.0),
+        Dense("UPerNet 160k", miou=47.64, miou_multi=49.47),
+    ),
+    B: (Dense("Cascade Mask R-CNN 3x", 51.9, 45.0), Dense("UPerNet 160k", miou=48.13, miou_multi=49.72)),
+    "va_swin_base.in22k": (
+        Dense("HTC++", 56.4, 49.1),
+        Dense("UPerNet 160k", miou=50.04, miou_multi=51.66, note="crops of 640 pixels"),
+    ),
+    "va_swin_large.in22k": (
+        Dense("HTC++", 57.1, 49.5),
+        Dense("UPerNet 160k", miou=52.05, miou_multi=53.53, note="crops of 640 pixels"),
+    ),
+}
+register(__name__, SWIN, VARIANTS, WEIGHTS, DENSE)

@@ -18,7 +18,7 @@ from timm.models.resnet import ResNet
 from ._checkpoint import KeyMap
 from ._gated import DEPTHS, MICRO, STAGES, gated_mobilenetv2, gated_resnet, on_drive, resnet_args
 from ._reference import source_file
-from ._registry import Family, Paper, Published, register
+from ._registry import Dense, Family, Paper, Published, register
 
 PAPER = Paper("Rotate to Attend: Convolutional Triplet Attention Module", "2010.03045")
 ORIGIN = "https://github.com/LandskapeAI/triplet-attention"
@@ -125,5 +125,14 @@ MOBILENET = Family(
     (MOBILENET_KEYS,), "triplet", _mobilenet_from_reference, "conv_stem",
     {"va_triplet_mobilenetv2": {"width_mult": 0.2, **K3}}, classifier="classifier", features=STAGES,
 )  # fmt: skip
-register(__name__, RESNET, RESNETS, RESNET_WEIGHTS)
+DENSE = {
+    "va_triplet_resnet50.in1k": (
+        Dense("Faster R-CNN 1x, Detectron2", 39.2),
+        Dense("RetinaNet 1x, Detectron2", 38.2),
+        Dense("Mask R-CNN 1x, Detectron2", 39.8, 35.8),
+        Dense("Faster R-CNN 1x, MMDetection", 39.3),
+        Dense("RetinaNet 1x, MMDetection", 37.6),
+    ),
+}
+register(__name__, RESNET, RESNETS, RESNET_WEIGHTS, DENSE)
 register(__name__, MOBILENET, MOBILENETS, MOBILENET_WEIGHTS)

@@ -14,7 +14,7 @@ from visionattn.layers import init_conv_fan_out
 from ._checkpoint import KeyMap
 from ._pyramid import Pyramid
 from ._reference import source_file, translate
-from ._registry import Family, Paper, Published, register
+from ._registry import Dense, Family, Paper, Published, register
 
 PAPER = Paper("Twins: Revisiting the Design of Spatial Attention in Vision Transformers", "2104.13840")
 
@@ -152,4 +152,16 @@ TWINS = Family(
     micros={"va_twins_pcpvt_small": MICRO, "va_twins_svt_small": {**MICRO, "window_sizes": (3, 3, 3, 2)}},
     counts_attention=False,
 )  # fmt: skip
-register(__name__, TWINS, VARIANTS, WEIGHTS)
+UPERNET = {
+    "pcpvt_small": (46.2, 47.5),
+    "pcpvt_base": (47.1, 48.4),
+    "pcpvt_large": (48.6, 49.8),
+    "svt_small": (46.2, 47.1),
+    "svt_base": (47.4, 48.9),
+    "svt_large": (48.8, 50.2),
+}
+DENSE = {
+    f"va_twins_{size}.in1k": (Dense("UPerNet 160k", miou=single, miou_multi=multi),)
+    for size, (single, multi) in UPERNET.items()
+}
+register(__name__, TWINS, VARIANTS, WEIGHTS, DENSE)
