@@ -121,6 +121,7 @@ def test_half_precision_errs_no_more_than_timm(name, dtype):
     assert float((pure.float() - exact).abs().max()) <= 2 * allowed
 
 
+@pytest.mark.slow
 def test_compiling_and_checkpointing_change_nothing():
     model = stir(timm.create_model(SWIN, img_size=(60, 92), window_size=(4, 7), **SMALL)).eval().double()
     accelerate(model)

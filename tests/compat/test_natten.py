@@ -295,7 +295,7 @@ def test_attention_dropout_drops_in_training_only():
     torch.testing.assert_close(module(x), expected, rtol=1e-7, atol=1e-7)
 
 
-@pytest.mark.parametrize("attn_drop", [0.0, 0.5])
+@pytest.mark.parametrize("attn_drop", [0.0, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_modules_compile_as_one_graph(attn_drop):
     module = natten.NeighborhoodAttention2D(dim=8, num_heads=2, kernel_size=3, bias=True, attn_drop=attn_drop).double()
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
