@@ -50,6 +50,7 @@ from .names import pick, unknown
 from .norm import NORMS, MapBatchNorm, create_norm
 from .padding import pad_map, pad_to_multiple, pad_to_size
 from .polarized import PolarizedAttention
+from .recursive import GlobalLocalFilter, RecursiveGatedConvolution
 from .relative import BottleneckAttention, RelativeVectors, resize_vectors
 from .slide import SlideAttention
 from .spatial_reduction import PooledAttention, SpatialReductionAttention
@@ -87,6 +88,7 @@ __all__ = [
     "FocusedLinearAttention",
     "GatedConvolution",
     "GlobalAttention",
+    "GlobalLocalFilter",
     "HaloAttention",
     "InlineAttention",
     "MapBatchNorm",
@@ -102,6 +104,7 @@ __all__ = [
     "PositionEmbedding",
     "PositionedDownsample",
     "PostNormMerging",
+    "RecursiveGatedConvolution",
     "RelativeAttention",
     "RelativeVectors",
     "SeparableConvolution",

@@ -92,6 +92,7 @@ class PatchStem(nn.Module):
         drop_ragged: What becomes of the last rows and columns where they fill no patch: they are dropped, or
             filled up with zeros. An image smaller than a patch is filled up in any case.
         norm_layer: Name of the norm, one of `visionattn.layers.NORMS`.
+        norm_eps: Added to the variance by the norm.
     """
 
     first_conv = "proj"
@@ -104,6 +105,7 @@ class PatchStem(nn.Module):
         norm: bool = True,
         drop_ragged: bool = False,
         norm_layer: str = "layer",
+        norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
         if patch_size < 1:
@@ -111,7 +113,7 @@ class PatchStem(nn.Module):
         self.stride = patch_size
         self.rounds_up = not drop_ragged
         self.proj = nn.Conv2d(in_chans, dim, patch_size, stride=patch_size)
-        self.norm = create_norm(norm_layer, dim) if norm else nn.Identity()
+        self.norm = create_norm(norm_layer, dim, norm_eps) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Embeds an image of any size."""
@@ -166,17 +168,24 @@ class PatchDownsample(nn.Module):
         norm_layer: Name of the norm, one of `visionattn.layers.NORMS`.
         norm_first: Whether the norm comes before the convolution, not after it.
         bias: Whether the convolution has a bias.
+        norm_eps: Added to the variance by the norm.
 
     Paper: Pyramid Vision Transformer, arXiv 2102.12122.
     """
 
     def __init__(
-        self, dim: int, out_dim: int, norm_layer: str = "layer", norm_first: bool = False, bias: bool = True
+        self,
+        dim: int,
+        out_dim: int,
+        norm_layer: str = "layer",
+        norm_first: bool = False,
+        bias: bool = True,
+        norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
         self.norm_first = norm_first
         self.proj = nn.Conv2d(dim, out_dim, 2, stride=2, bias=bias)
-        self.norm = create_norm(norm_layer, dim if norm_first else out_dim)
+        self.norm = create_norm(norm_layer, dim if norm_first else out_dim, norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """Halves `(B, H, W, C)`; odd sides round down, 1 stays 1."""

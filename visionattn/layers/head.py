@@ -51,6 +51,11 @@ def linear_head(dim: int, num_classes: int, pool_type: str, drop_rate: float) ->
     return ClassifierHead(dim, num_classes, pool_type=pool_type, drop_rate=drop_rate, input_fmt="NHWC")
 
 
+def norm_head(dim: int, num_classes: int, pool_type: str, drop_rate: float) -> nn.Module:
+    """Pooling, then LayerNorm, then one linear layer."""
+    return ClNormMlpClassifierHead(dim, num_classes, None, pool_type, drop_rate)
+
+
 def norm_mlp_head(
     dim: int, num_classes: int, pool_type: str, drop_rate: float, ratio: int = 4, hidden_norm: bool = False
 ) -> nn.Module:
@@ -78,6 +83,7 @@ def pool_type_of(head: nn.Module) -> str:
 HEADS: dict[str, Callable[[int, int, str, float], nn.Module]] = {
     "linear": linear_head,
     "token": TokenHead,
+    "norm": norm_head,
     "norm_mlp": norm_mlp_head,
     "norm_mlp_norm": partial(norm_mlp_head, hidden_norm=True),
 }

@@ -16,6 +16,7 @@ from .focused import FocusedLinearAttention
 from .halo import HaloAttention
 from .inline import InlineAttention
 from .names import pick
+from .recursive import RecursiveGatedConvolution
 from .relative import BottleneckAttention
 from .slide import SlideAttention
 from .spatial_reduction import PooledAttention, SpatialReductionAttention
@@ -40,6 +41,7 @@ MIXERS: dict[str, type[nn.Module]] = {
     "inline": InlineAttention,
     "tokens": TokenAttention,
     "gated_cnn": GatedConvolution,
+    "recursive_gated": RecursiveGatedConvolution,
     "separable": SeparableConvolution,
     "pooling": Pooling,
     "identity": nn.Identity,
