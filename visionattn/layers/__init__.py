@@ -47,7 +47,8 @@ from .mixers import MIXERS, create_mixer
 from .mlp import MLPS, DepthwiseMlp
 from .multi_scale import MultiScaleDeformableAttention
 from .names import pick, unknown
-from .norm import NORMS, MapBatchNorm, create_norm
+from .norm import NORMS, LengthNorm, MapBatchNorm, create_norm
+from .oversized import OversizedConvolution
 from .padding import pad_map, pad_to_multiple, pad_to_size
 from .polarized import PolarizedAttention
 from .recursive import GlobalLocalFilter, RecursiveGatedConvolution
@@ -91,10 +92,12 @@ __all__ = [
     "GlobalLocalFilter",
     "HaloAttention",
     "InlineAttention",
+    "LengthNorm",
     "MapBatchNorm",
     "MultiScaleDeformableAttention",
     "NeighborhoodAttention",
     "OverlapStem",
+    "OversizedConvolution",
     "PatchDownsample",
     "PatchMerging",
     "PatchStem",

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from .embed import ConditionalPosition
 from .mlp import MLPS
 from .names import pick
+from .norm import create_norm
 
 
 class Block(nn.Module):
@@ -27,6 +28,8 @@ class Block(nn.Module):
         norm_sums: Norm the sum of a branch and its input instead: `norm(x + mixer(x))`.
         mlp: Name of the MLP, one of `visionattn.layers.MLPS`; None for a block of the mixer alone.
         position: Whether a convolution that encodes positions comes first.
+        norm_layer: Name of the norms, one of `visionattn.layers.NORMS`.
+        input_scale: Initial value of per-channel factors on what branches are added to; None leaves them out.
 
     Raises:
         ValueError: If no MLP has that name.
@@ -45,18 +48,22 @@ class Block(nn.Module):
         mlp: str | None = "mlp",
         position: bool = False,
         norm_sums: bool = False,
+        norm_layer: str = "layer",
+        input_scale: float | None = None,
     ) -> None:
         super().__init__()
         self.post_norm, self.norm_sums = post_norm, norm_sums
         self.position = ConditionalPosition(dim) if position else nn.Identity()
-        self.norm1 = nn.LayerNorm(dim, norm_eps)
+        self.norm1 = create_norm(norm_layer, dim, norm_eps)
         self.attn = mixer
         self.scale1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.mlp: nn.Module | None = None
         if mlp is not None:
-            self.norm2 = nn.LayerNorm(dim, norm_eps)
+            self.norm2 = create_norm(norm_layer, dim, norm_eps)
             self.mlp = pick("mlp", mlp, MLPS)(dim, int(dim * mlp_ratio), drop=proj_drop)
             self.scale2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
+        scaled = 0 if input_scale is None else 1 if mlp is None else 2
+        self.input_scales = nn.ModuleList(LayerScale(dim, input_scale) for _ in range(scaled))
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         if post_norm:
             for norm in (self.norm1, *([] if mlp is None else [self.norm2])):
@@ -69,10 +76,13 @@ class Block(nn.Module):
         """
         x = self.position(x)
         more = (size,) if size is not None else (x,) if getattr(self.attn, "takes_input", False) else ()
-        x = self._with_branch(self.attn, self.norm1, self.scale1, x, *more)
-        return x if self.mlp is None else self._with_branch(self.mlp, self.norm2, self.scale2, x)
+        x = self._with_branch(0, self.attn, self.norm1, self.scale1, x, *more)
+        return x if self.mlp is None else self._with_branch(1, self.mlp, self.norm2, self.scale2, x)
 
-    def _with_branch(self, layer: nn.Module, norm: nn.Module, scale: nn.Module, x: Tensor, *more: Any) -> Tensor:
+    def _with_branch(
+        self, i: int, layer: nn.Module, norm: nn.Module, scale: nn.Module, x: Tensor, *more: Any
+    ) -> Tensor:
         if self.norm_sums:
             return norm(x + self.drop_path(scale(layer(x, *more))))
-        return x + self.drop_path(scale(norm(layer(x, *more)) if self.post_norm else layer(norm(x), *more)))
+        branch = scale(norm(layer(x, *more)) if self.post_norm else layer(norm(x), *more))
+        return (self.input_scales[i](x) if self.input_scales else x) + self.drop_path(branch)

@@ -57,12 +57,14 @@ class ConvStem(nn.Module):
 
 
 class OverlapStem(nn.Module):
-    """Image `(B, C, H, W)` to a map at stride 4 by one 7x7 convolution, then LayerNorm.
+    """Image `(B, C, H, W)` to a map at stride 4 by one 7x7 convolution, then a norm.
 
     Args:
         in_chans: Channels of the image.
         dim: Channels of the map.
         padding: Zeros on each side of the image; 3 centres the convolution on the first pixel of each four.
+        norm_layer: Name of the norm, one of `visionattn.layers.NORMS`.
+        norm_eps: Added to the variance by the norm.
 
     Paper: PVT v2, arXiv 2106.13797.
     """
@@ -71,10 +73,12 @@ class OverlapStem(nn.Module):
     stride = 4
     rounds_up = True
 
-    def __init__(self, in_chans: int, dim: int, padding: int = 3) -> None:
+    def __init__(
+        self, in_chans: int, dim: int, padding: int = 3, norm_layer: str = "layer", norm_eps: float = 1e-5
+    ) -> None:
         super().__init__()
         self.proj = nn.Conv2d(in_chans, dim, 7, stride=4, padding=padding)
-        self.norm = nn.LayerNorm(dim)
+        self.norm = create_norm(norm_layer, dim, norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """Embeds an image of any size; sides that are no multiples of 4 are zero-padded."""

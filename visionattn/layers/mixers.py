@@ -16,6 +16,7 @@ from .focused import FocusedLinearAttention
 from .halo import HaloAttention
 from .inline import InlineAttention
 from .names import pick
+from .oversized import OversizedConvolution
 from .recursive import RecursiveGatedConvolution
 from .relative import BottleneckAttention
 from .slide import SlideAttention
@@ -41,6 +42,7 @@ MIXERS: dict[str, type[nn.Module]] = {
     "inline": InlineAttention,
     "tokens": TokenAttention,
     "gated_cnn": GatedConvolution,
+    "oversized": OversizedConvolution,
     "recursive_gated": RecursiveGatedConvolution,
     "separable": SeparableConvolution,
     "pooling": Pooling,

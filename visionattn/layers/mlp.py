@@ -4,7 +4,7 @@
 from collections.abc import Callable
 from functools import partial
 
-from timm.layers import Mlp
+from timm.layers import GluMlp, Mlp
 from torch import Tensor, nn
 
 
@@ -41,6 +41,7 @@ class DepthwiseMlp(nn.Module):
 
 MLPS: dict[str, Callable[..., nn.Module]] = {
     "mlp": Mlp,
+    "gated": partial(GluMlp, act_layer=nn.GELU, bias=(True, False)),  # the second half of the hidden channels gates
     "depthwise": DepthwiseMlp,
     "depthwise_relu": partial(DepthwiseMlp, relu=True),
     "depthwise_residual": partial(DepthwiseMlp, residual=True),

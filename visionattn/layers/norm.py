@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Norms of maps `(B, H, W, C)` by name: `(dim, eps)` makes one."""
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .batch_norm import batch_norm
 from .names import pick
@@ -25,7 +27,32 @@ class MapBatchNorm(nn.Module):
         return batch_norm(self.bn, x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
-NORMS: dict[str, type[nn.Module]] = {"layer": nn.LayerNorm, "batch": MapBatchNorm}
+class LengthNorm(nn.Module):
+    """Channels less their mean, divided by their length, which counts as `eps` where it is less; no bias.
+
+    Results are `dim ** 0.5` times smaller than those of LayerNorm.
+
+    Args:
+        dim: Channels of the map.
+        eps: Least length.
+
+    Paper: ParCNetV2: Oversized Kernel with Enhanced Attention, arXiv 2211.07157.
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Norms `(..., C)`."""
+        x = x.contiguous()  # as LayerNorm's result is: what follows reads channels side by side
+        wide = x if x.dtype == torch.float64 else x.float()  # squares of half precision overflow
+        wide = wide - wide.mean(-1, keepdim=True)
+        return F.normalize(wide, dim=-1, eps=self.eps).to(x.dtype) * self.weight
+
+
+NORMS: dict[str, type[nn.Module]] = {"layer": nn.LayerNorm, "batch": MapBatchNorm, "length": LengthNorm}
 
 
 def create_norm(name: str, dim: int, eps: float = 1e-5) -> nn.Module:

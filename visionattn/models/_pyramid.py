@@ -2,6 +2,7 @@
 """The hierarchical host: a stem, stages of blocks around any token mixer, a downsampler between stages."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -64,13 +65,16 @@ class Pyramid(VisionModel):
         position_size: `(height, width)` of a learned position table added after the stem; None for none.
         position_mode: How it is resized for other maps, "bicubic" or "bilinear".
         stage_norms: Whether each stage ends in a LayerNorm, whose result is the feature and what the next one reads.
-        output_norms: A LayerNorm of its own for each stage's output feature, as dense-prediction backbones have; True
+        output_norms: A norm of its own for each stage's output feature, as dense-prediction backbones have; True
             for all stages, or a list of stages. The last stage's is the final norm, unless `own_last_norm`.
         own_last_norm: Whether the last stage's output norm is not the classifier's, which is of another kind.
         final_norm: Whether there is a norm after the last stage.
         final_norm_layer: Name of the final norm, one of `visionattn.layers.NORMS`.
         head: Name of the head, one of `visionattn.layers.HEADS`.
+        norm_layer: Name of the norms of blocks and outputs, one of `visionattn.layers.NORMS`.
         norm_eps: Added to the variance by the norms of blocks and outputs.
+        input_scale: Initial value of per-channel factors on what branches are added to; None for no factors. Or one a
+            stage.
         post_norm: Whether blocks norm what their branches return, not what they read.
         norm_sums: Whether blocks norm the sums of branches and their inputs instead.
         drop_rate: Dropout before the classifier.
@@ -110,7 +114,9 @@ class Pyramid(VisionModel):
         final_norm: bool = True,
         final_norm_layer: str = "layer",
         head: str = "linear",
+        norm_layer: str = "layer",
         norm_eps: float = 1e-5,
+        input_scale: float | None | Sequence[float | None] = None,
         post_norm: bool = False,
         norm_sums: bool = False,
         drop_rate: float = 0.0,
@@ -119,10 +125,12 @@ class Pyramid(VisionModel):
     ) -> None:
         super().__init__(in_chans, num_classes)
         stage_mixers = [mixers] * len(depths) if isinstance(mixers, str) else list(mixers)
-        ratios, mlps, scales, led = (_per_stage(v, depths) for v in (mlp_ratio, mlp, layer_scale, block_positions))
+        ratios, mlps, scales, led, kept = (
+            _per_stage(v, depths) for v in (mlp_ratio, mlp, layer_scale, block_positions, input_scale)
+        )
         _check_lengths(
             depths, dims=dims, num_heads=num_heads, mixers=stage_mixers, mlp_ratio=ratios, mlp=mlps, layer_scale=scales,
-            block_positions=led,
+            block_positions=led, input_scale=kept,
         )  # fmt: skip
         names = _per_block(stage_mixers, depths)
         self.stem = pick("stem", stem, STEMS)(in_chans, dims[0], **(stem_args or {}))
@@ -138,14 +146,14 @@ class Pyramid(VisionModel):
             for j, (name, rate) in enumerate(zip(names[i], rates[i], strict=True)):
                 args = mixer_args(i, j) if callable(mixer_args) else (mixer_args or {})
                 mixer = create_mixer(name, dim, heads, proj_drop=proj_drop_rate, **args)
-                more = (norm_eps, post_norm, mlps[i], led[i], norm_sums)
+                more = (norm_eps, post_norm, mlps[i], led[i], norm_sums, norm_layer, kept[i])
                 blocks.append(Block(dim, mixer, ratio, scales[i], proj_drop_rate, rate, *more))
             down = reducer(dim, dims[i + 1], **down_args[i]) if i + 1 < len(dims) else nn.Identity()
             position = ConditionalPosition(dim) if conditional_position else nn.Identity()
-            norm = nn.LayerNorm(dim, norm_eps) if stage_norms else nn.Identity()
+            norm = create_norm(norm_layer, dim, norm_eps) if stage_norms else nn.Identity()
             self.stages.append(Stage(blocks, down, position, norm))
         self._name_features(dims)
-        self._add_norms(dims, output_norms, own_last_norm, norm_eps)
+        self._add_norms(dims, output_norms, own_last_norm, partial(create_norm, norm_layer, eps=norm_eps))
         if final_norm:
             # Batch norms keep their own default, as in the references.
             eps = norm_eps if final_norm_layer == "layer" else 1e-5
@@ -159,14 +167,16 @@ class Pyramid(VisionModel):
             for i, dim in enumerate(dims)
         ]
 
-    def _add_norms(self, dims: Sequence[int], output_norms: bool | Sequence[int], own_last: bool, eps: float) -> None:
+    def _add_norms(
+        self, dims: Sequence[int], output_norms: bool | Sequence[int], own_last: bool, norm: Callable[[int], nn.Module]
+    ) -> None:
         last = len(dims) - 1
         stages = range(last + 1) if output_norms is True else () if output_norms is False else tuple(output_norms)
         if any(not 0 <= i <= last for i in stages):
             raise ValueError(f"output_norms={output_norms!r} must name stages 0..{last}")
         # The last stage's output norm is the classifier's norm where it can be: one set of weights serves both uses.
         self.norms_last_output = last in stages and not own_last
-        self.output_norms.update({str(i): nn.LayerNorm(dims[i], eps) for i in stages if i != last or own_last})
+        self.output_norms.update({str(i): norm(dims[i]) for i in stages if i != last or own_last})
 
     def advance(self, level: int, x: Tensor) -> Tensor:
         """Downsamples the feature of stage `level`."""
