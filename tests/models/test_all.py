@@ -13,6 +13,7 @@ import torch
 from timm.optim import param_groups_layer_decay
 
 import visionattn
+from visionattn.layers import DeformableMerging
 from visionattn.models import FAMILIES, Isotropic
 from visionattn.models._macs import count_macs
 
@@ -54,6 +55,9 @@ def micro(key, **kwargs):
         torch.nn.init.normal_(parameter, std=0.2) if parameter.ndim > 1 else parameter.data.add_(
             torch.randn_like(parameter) * 0.2
         )
+    for module in model.modules():
+        if isinstance(module, DeformableMerging):  # else most pixels are read beyond the border, or by chance not
+            module.offset.weight.data.mul_(0.02)
     return model.eval()
 
 
@@ -67,10 +71,17 @@ def on_meta(name, **kwargs):
 
 
 def expected_sizes(model, info, size):
-    """Sides of a feature: each halving rounds up where convolutions overlap or odd maps are padded, else down."""
-    if getattr(getattr(model, "stem", None), "rounds_up", True):
-        return tuple(-(-side // info["reduction"]) for side in size)
-    return tuple(max(side // info["reduction"], 1) for side in size)
+    """Sides of a feature: each step rounds up where convolutions overlap or odd maps are padded, else down."""
+    stem = getattr(model, "stem", None)
+    stride = getattr(stem, "stride", info["reduction"])
+    joints = [getattr(stage, "down", None) for stage in getattr(model, "levels", ())]
+    rounds_up = all(getattr(joint, "rounds_up", True) for joint in joints)
+    sides = [divided(side, stride, getattr(stem, "rounds_up", True)) for side in size]
+    return tuple(divided(side, info["reduction"] // stride, rounds_up) for side in sides)
+
+
+def divided(side, stride, up):
+    return -(-side // stride) if up else max(side // stride, 1)
 
 
 # --- every name -------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The registry: names, what is known of them, and what a user with a wrong name is told."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,10 @@ import timm
 import torch
 
 import visionattn
+from visionattn._index import read_index
 from visionattn.layers import GlobalAttention, NeighborhoodAttention, WindowAttention
 from visionattn.models import FAMILIES, Pyramid
-from visionattn.models._card import card, render
+from visionattn.models._card import card, index, render
 from visionattn.models._registry import Dense, register
 
 PAGES = sorted((Path(__file__).parents[2] / "docs" / "models").glob("*.md"))
@@ -125,6 +127,10 @@ def test_weights_on_a_page_are_asked_for(tmp_path):
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
 def test_cards_are_current(page):
     assert render(page.read_text()) == page.read_text()
+
+
+def test_the_index_is_current():
+    assert read_index() == json.loads(json.dumps(index(), default=dict))
 
 
 def test_every_family_has_a_card():

@@ -40,9 +40,11 @@ from .focused import FocusedLinearAttention
 from .gates import GATES, create_gate
 from .halo import HaloAttention
 from .head import HEADS, pool_type_of
+from .hilo import HiLoAttention
 from .init import init_conv, init_conv_fan_out, init_linear, init_table
 from .inline import InlineAttention
 from .linear_mixer import split_class
+from .merging import DeformableMerging
 from .mixers import MIXERS, create_mixer
 from .mlp import MLPS, DepthwiseMlp
 from .multi_scale import MultiScaleDeformableAttention
@@ -83,6 +85,7 @@ __all__ = [
     "CrossShapedAttention",
     "DAS",
     "DeformableAttention",
+    "DeformableMerging",
     "DepthwiseMlp",
     "EfficientAttention",
     "EnhancedAttention",
@@ -91,6 +94,7 @@ __all__ = [
     "GlobalAttention",
     "GlobalLocalFilter",
     "HaloAttention",
+    "HiLoAttention",
     "InlineAttention",
     "LengthNorm",
     "MapBatchNorm",

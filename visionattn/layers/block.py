@@ -17,7 +17,7 @@ class Block(nn.Module):
 
     Args:
         dim: Channels of the map.
-        mixer: Module that maps `(B, H, W, C)` to the same shape.
+        mixer: Module that maps `(B, H, W, C)` to the same shape; None for a block of the MLP alone.
         mlp_ratio: Hidden width of the MLP over `dim`.
         layer_scale: Initial value of the per-channel factors on the branches; None leaves the factors out.
         proj_drop: Dropout inside the MLP.
@@ -32,13 +32,13 @@ class Block(nn.Module):
         input_scale: Initial value of per-channel factors on what branches are added to; None leaves them out.
 
     Raises:
-        ValueError: If no MLP has that name.
+        ValueError: If no MLP has that name, or there is neither mixer nor MLP.
     """
 
     def __init__(
         self,
         dim: int,
-        mixer: nn.Module,
+        mixer: nn.Module | None,
         mlp_ratio: float = 4.0,
         layer_scale: float | None = None,
         proj_drop: float = 0.0,
@@ -52,12 +52,14 @@ class Block(nn.Module):
         input_scale: float | None = None,
     ) -> None:
         super().__init__()
+        if mixer is None and mlp is None:
+            raise ValueError("mixer=None and mlp=None leave nothing for the block to do")
         self.post_norm, self.norm_sums = post_norm, norm_sums
         self.position = ConditionalPosition(dim) if position else nn.Identity()
-        self.norm1 = create_norm(norm_layer, dim, norm_eps)
-        self.attn = mixer
-        self.scale1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
-        self.mlp: nn.Module | None = None
+        self.attn, self.mlp = mixer, None
+        if mixer is not None:
+            self.norm1 = create_norm(norm_layer, dim, norm_eps)
+            self.scale1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         if mlp is not None:
             self.norm2 = create_norm(norm_layer, dim, norm_eps)
             self.mlp = pick("mlp", mlp, MLPS)(dim, int(dim * mlp_ratio), drop=proj_drop)
@@ -66,8 +68,9 @@ class Block(nn.Module):
         self.input_scales = nn.ModuleList(LayerScale(dim, input_scale) for _ in range(scaled))
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         if post_norm:
-            for norm in (self.norm1, *([] if mlp is None else [self.norm2])):
-                nn.init.zeros_(norm.weight)
+            for name in ("norm1", "norm2"):
+                if hasattr(self, name):
+                    nn.init.zeros_(getattr(self, name).weight)
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Maps `(B, H, W, C)` to the same shape; or tokens `(B, 1 + H * W, C)` of a map of `size`.
@@ -76,8 +79,9 @@ class Block(nn.Module):
         """
         x = self.position(x)
         more = (size,) if size is not None else (x,) if getattr(self.attn, "takes_input", False) else ()
-        x = self._with_branch(0, self.attn, self.norm1, self.scale1, x, *more)
-        return x if self.mlp is None else self._with_branch(1, self.mlp, self.norm2, self.scale2, x)
+        if self.attn is not None:
+            x = self._with_branch(0, self.attn, self.norm1, self.scale1, x, *more)
+        return x if self.mlp is None else self._with_branch(-1, self.mlp, self.norm2, self.scale2, x)
 
     def _with_branch(
         self, i: int, layer: nn.Module, norm: nn.Module, scale: nn.Module, x: Tensor, *more: Any

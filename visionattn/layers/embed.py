@@ -9,6 +9,7 @@ from visionattn.kernels.pattern import is_symbolic
 
 from .attention import resize_table
 from .init import init_table
+from .merging import DeformableMerging
 from .norm import create_norm
 from .padding import pad_to_multiple, pad_to_patch
 
@@ -176,6 +177,8 @@ class PatchDownsample(nn.Module):
 
     Paper: Pyramid Vision Transformer, arXiv 2102.12122.
     """
+
+    rounds_up = False
 
     def __init__(
         self,
@@ -356,4 +359,5 @@ DOWNSAMPLERS: dict[str, type[nn.Module]] = {
     "patch_position": PositionedDownsample,
     "merge": PatchMerging,
     "merge_post_norm": PostNormMerging,
+    "deformable_merge": DeformableMerging,
 }

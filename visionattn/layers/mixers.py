@@ -14,6 +14,7 @@ from .cross_shaped import CrossShapedAttention
 from .deformable import DeformableAttention
 from .focused import FocusedLinearAttention
 from .halo import HaloAttention
+from .hilo import HiLoAttention
 from .inline import InlineAttention
 from .names import pick
 from .oversized import OversizedConvolution
@@ -40,6 +41,7 @@ MIXERS: dict[str, type[nn.Module]] = {
     "agent": AgentAttention,
     "focused_linear": FocusedLinearAttention,
     "inline": InlineAttention,
+    "hilo": HiLoAttention,
     "tokens": TokenAttention,
     "gated_cnn": GatedConvolution,
     "oversized": OversizedConvolution,

@@ -3,14 +3,18 @@
 
     python -m visionattn.models._card docs/models/*.md
 
-rewrites the generated blocks of these files, which stand between `<!-- card: FAMILY -->` and `<!-- /card -->`.
+rewrites the generated blocks of these files, which stand between `<!-- card: FAMILY -->` and `<!-- /card -->`, and the
+index of the zoo that the command line lists.
 """
 
+import dataclasses
 import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
+from visionattn._index import write_index
 from visionattn.layers import pick
 
 from ._registry import FAMILIES, ModelInfo, info, list_models
@@ -76,8 +80,14 @@ def render(page: str) -> str:
     return BLOCK.sub(lambda m: f"<!-- card: {m[1]} -->\n{card(m[1])}\n<!-- /card -->", page)
 
 
+def index() -> list[dict[str, Any]]:
+    """What `visionattn._index` keeps."""
+    return [dataclasses.asdict(info(name)) for name in list_models(tags=True)]
+
+
 def main(paths: list[str]) -> None:
-    """Rewrites the generated blocks of files in place."""
+    """Rewrites the generated blocks of files in place, and the index."""
+    write_index(index())
     for path in map(Path, paths):
         draft = path.with_suffix(".tmp")
         draft.write_text(render(path.read_text()))

@@ -55,7 +55,7 @@ class Pyramid(VisionModel):
         downsample: Name of the downsampler, one of `visionattn.layers.DOWNSAMPLERS`.
         downsample_args: More arguments of the downsamplers: a mapping, or a sequence of one for each.
         mixers: Name of the token mixer, one of `visionattn.layers.MIXERS`; or for each stage a name, or a sequence
-            of one for each block.
+            of one for each block. None for blocks of the MLP alone.
         mixer_args: Arguments of the mixers: a mapping, or a function of (stage, block) that returns one.
         mlp_ratio: Hidden width of the MLPs over the channels; or one a stage.
         mlp: Name of the MLPs, one of `visionattn.layers.MLPS`; None for blocks of the mixer alone. Or one a stage.
@@ -99,7 +99,7 @@ class Pyramid(VisionModel):
         stem_args: Mapping[str, Any] | None = None,
         downsample: str = "conv",
         downsample_args: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
-        mixers: str | Sequence[str | Sequence[str]] = "neighborhood",
+        mixers: str | Sequence[str | None | Sequence[str | None]] = "neighborhood",
         mixer_args: MixerArgs | None = None,
         mlp_ratio: float | Sequence[float] = 4.0,
         mlp: str | None | Sequence[str | None] = "mlp",
@@ -145,7 +145,7 @@ class Pyramid(VisionModel):
             blocks = []
             for j, (name, rate) in enumerate(zip(names[i], rates[i], strict=True)):
                 args = mixer_args(i, j) if callable(mixer_args) else (mixer_args or {})
-                mixer = create_mixer(name, dim, heads, proj_drop=proj_drop_rate, **args)
+                mixer = None if name is None else create_mixer(name, dim, heads, proj_drop=proj_drop_rate, **args)
                 more = (norm_eps, post_norm, mlps[i], led[i], norm_sums, norm_layer, kept[i])
                 blocks.append(Block(dim, mixer, ratio, scales[i], proj_drop_rate, rate, *more))
             down = reducer(dim, dims[i + 1], **down_args[i]) if i + 1 < len(dims) else nn.Identity()
@@ -222,9 +222,9 @@ def _per_stage(value: Any, depths: Sequence[int]) -> list[Any]:
     return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value] * len(depths)
 
 
-def _per_block(mixers: Sequence[str | Sequence[str]], depths: Sequence[int]) -> list[list[str]]:
+def _per_block(mixers: Sequence[Any], depths: Sequence[int]) -> list[list[str | None]]:
     """Mixer of every block of every stage."""
-    names = [[m] * n if isinstance(m, str) else list(m) for m, n in zip(mixers, depths, strict=True)]
+    names = [[m] * n if m is None or isinstance(m, str) else list(m) for m, n in zip(mixers, depths, strict=True)]
     if [len(stage) for stage in names] != list(depths):
         raise ValueError(f"mixers={mixers} must give every block one; the stages have {tuple(depths)} blocks")
     return names
