@@ -9,7 +9,7 @@ import records
 import torch
 
 import visionattn
-from visionattn.layers import DeformableAttention
+from visionattn.layers import DeformableAttention, DeformableMerging
 from visionattn.models import FAMILIES, convert
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -45,7 +45,8 @@ def is_large(record):
     """Whether it is slow: large models and images; micro models have the same layers, and counts are always checked."""
     if "host" in record["config"] and record["num_params"] > 7e6:  # one mixer in several hosts has 30 such records
         return True
-    return record["num_params"] > 2e7 or max(math.prod(run["input"][-2:]) for run in record["runs"]) > 400**2
+    sizes = [math.prod(run["input"][-2:]) for run in record["runs"]]
+    return record["num_params"] > 2e7 or max(sizes, default=0) > 400**2
 
 
 def families_of(record):
@@ -113,7 +114,7 @@ def check_run(family, model, run, dtype, tolerance):
 def has_kinks(model):
     """Whether rounding can move a value to the other side of a kink, which changes parts of the gradient by more."""
     # A map read between its pixels has a kink at every pixel.
-    kinds = (torch.nn.ReLU, torch.nn.ReLU6, DeformableAttention)
+    kinds = (torch.nn.ReLU, torch.nn.ReLU6, DeformableAttention, DeformableMerging)
     return any(isinstance(m, kinds) for m in model.modules())
 
 

@@ -266,8 +266,8 @@ def _warps(problem: LocalProblem, rows: int, columns: int, backward: bool, devic
         numbers += rows * columns
     numbers *= problem.element_bytes // 2 * (2 if problem.relative else 1)  # operands in registers; more addresses
     least = rows // (16 if problem.element_bytes == 4 else 32)
-    # Products of float32 numbers take operands in registers, not in shared memory; so do all on some devices, and on the
-    # others those of fewer than 64 rows.
+    # Products of float32 numbers take operands in registers, not in shared memory; so do all on some devices, and on
+    # the others those of fewer than 64 rows.
     in_registers = problem.element_bytes == 4 or (width >= 128 and (rows < 64 or not device.from_shared))
     most = 1024 if backward or in_registers else 2048
     if problem.element_bytes == 4 and width >= 128:

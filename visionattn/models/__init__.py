@@ -5,7 +5,7 @@ import importlib
 import pkgutil
 
 from ._base import VisionModel
-from ._checkpoint import KeyMap, convert, read_checkpoint
+from ._checkpoint import KeyMap, convert, keep_tensors, read_checkpoint
 from ._isotropic import Isotropic
 from ._pyramid import Pyramid
 from ._registry import (
@@ -16,6 +16,7 @@ from ._registry import (
     Published,
     convert_checkpoint,
     create_model,
+    dense_args,
     info,
     list_models,
     load_checkpoint,
@@ -39,7 +40,9 @@ __all__ = [
     "convert",
     "convert_checkpoint",
     "create_model",
+    "dense_args",
     "info",
+    "keep_tensors",
     "list_models",
     "load_checkpoint",
     "read_checkpoint",

@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from visionattn._files import replacing
 from visionattn.layers import resize_line, resize_table, resize_vectors
 
 _logger = logging.getLogger(__name__)
@@ -238,8 +239,14 @@ READ_ERRORS = (RuntimeError, EOFError, KeyError, AttributeError, TypeError, Inde
                pickle.UnpicklingError, zipfile.BadZipFile, SafetensorError)  # fmt: skip
 
 
-def read_checkpoint(path: str | os.PathLike[str]) -> Any:
+def read_checkpoint(path: str | os.PathLike[str], allowed: Iterable[Any] = (), map_location: Any = "cpu") -> Any:
     """Contents of a `.pth`, `.pt` or `.safetensors` file, read without running any code in it.
+
+    Args:
+        path: The file.
+        allowed: Classes and functions that the file may hold besides tensors and plain values; see
+            `torch.serialization.safe_globals`.
+        map_location: As for `torch.load`.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -253,15 +260,69 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Any:
             return load_file(path)
         # Training scripts store their arguments beside the weights: timm's as a namespace, Swin's as a yacs node, a
         # dictionary.
-        with torch.serialization.safe_globals([argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]):
-            mapped = zipfile.is_zipfile(path)  # the current format: tensors are paged in when they are copied
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} is refused: it is no plain file of tensors (damaged, or it holds pickled code): {_brief(error)}"
-        ) from error
+        known = [argparse.Namespace, (OrderedDict, "yacs.config.CfgNode"), *allowed]
+        with torch.serialization.safe_globals(known):
+            mapped = map_location == "cpu" and zipfile.is_zipfile(path)  # tensors are paged in when they are copied
+            return torch.load(path, map_location=map_location, weights_only=True, mmap=mapped)
     except READ_ERRORS as error:
-        raise ValueError(f"{path} is no readable checkpoint (truncated, or another format): {_brief(error)}") from error
+        if isinstance(error, pickle.UnpicklingError) and (found := _foreign(error)):
+            raise ValueError(
+                f"{path} is refused: it holds objects other than tensors and plain values, which could run code: "
+                f"{found}. `visionattn convert {path} -o weights.safetensors` keeps its tensors and leaves out the rest"
+            ) from None  # PyTorch's own message advises to load it all the same
+        raise ValueError(f"{path} is truncated or not a PyTorch file: {_brief(error)}") from error
+
+
+class _Inert:
+    """Stands in for whatever else a file holds: takes any arguments, does nothing, becomes an empty dictionary."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        return OrderedDict()
+
+
+def keep_tensors(path: str | os.PathLike[str], output: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Writes the named tensors of a PyTorch file that holds other objects too. These are neither made nor run.
+
+    Args:
+        path: A `.pth` or `.pt` file as PyTorch has written them since 1.6.
+        output: `.safetensors` file, complete or not there.
+
+    Returns:
+        The tensors, under the names that they have in the file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file cannot be read, holds no state dict, or names functions of the operating system.
+    """
+    path = Path(path)
+    if Path(output).suffix != ".safetensors":
+        raise ValueError(f"output={str(output)!r} must end in .safetensors")
+    foreign = []
+    if path.is_file() and zipfile.is_zipfile(path):
+        try:
+            foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        except READ_ERRORS as error:
+            raise ValueError(f"{path} is truncated or not a PyTorch file: {_brief(error)}") from error
+    content = read_checkpoint(path, [(_Inert, name) for name in foreign])
+    while isinstance(content, Mapping):
+        inner = next((name for name in WRAPPERS if isinstance(content.get(name), Mapping)), None)
+        if inner is None:
+            break
+        content = content[inner]
+    entries = content if isinstance(content, Mapping) else {}
+    tensors = {str(name): value.contiguous().clone() for name, value in entries.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise ValueError(f"{path} holds no named tensors")
+    with replacing(output) as temporary:
+        save_file(tensors, temporary, {"format": "pt", "source": path.name})
+    return tensors
+
+
+def _foreign(error: Exception) -> str:
+    """Names of the object for which PyTorch refused a file; empty if that is not the reason."""
+    text = str(error)
+    found = re.search(r"GLOBAL (\S+)|(?:class|type|function|got) (<[^>]+>)", text)
+    return "" if found is None else next(filter(None, found.groups()))
 
 
 def check_file(path: str | os.PathLike[str]) -> None:
@@ -270,5 +331,7 @@ def check_file(path: str | os.PathLike[str]) -> None:
 
 
 def _brief(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
+    # PyTorch explains at length how to load a file all the same, then says what is wrong with it.
+    text = str(error).rpartition("WeightsUnpickler error:")[2]
+    lines = text.strip().splitlines() or [type(error).__name__]
     return lines[0][:200]

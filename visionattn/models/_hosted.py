@@ -16,7 +16,7 @@ from .cswin import cswin_args
 from .pvt import KEYS as PVT_KEYS
 from .pvtv2 import AUTHORS as PVTV2_KEYS
 from .swin import AUTHORS as SWIN_KEYS
-from .swin import DERIVED, LARGE_IMAGES, swin_variant
+from .swin import DENSE_ARGS, DERIVED, LARGE_IMAGES, swin_variant
 
 
 def linear_blocks_of(attn_type: str, depths: Sequence[int]) -> tuple[int, ...]:
@@ -147,10 +147,15 @@ def row(reference: str, identity: str | None, *figures: float | None, size: int 
     return Published(reference, url, *figures, size=size, is_page=identity is not None, **more)
 
 
+# Of mixers whose authors published no dense backbone: what their hosts' have.
+LINEAR_DENSE_ARGS: dict[str, Mapping[str, Any]] = {"swin": DENSE_ARGS, "cswin": {"output_norms": True}}
+
+
 class HostedFamily(NamedTuple):
     """A mixer in several hosts, whose names are the keys of all mappings.
 
-    `keys` and `constants` are those of the mixer; `from_reference` takes a host and a record.
+    `keys` and `constants` are those of the mixer; `from_reference` takes a host and a record. `dense_args` are the
+    arguments of the backbone that detectors and segmentors have.
     """
 
     name: str
@@ -163,6 +168,7 @@ class HostedFamily(NamedTuple):
     from_reference: Callable[[str, Mapping[str, Any]], Any]
     micros: Mapping[str, Mapping[str, Any]]
     constants: Mapping[str, tuple[str, ...]] = {}
+    dense_args: Mapping[str, Mapping[str, Any]] = {}
 
 
 def register_hosts(
@@ -195,6 +201,7 @@ def register_hosts(
             partial(family.from_reference, host),
             micros={next(iter(names[host])): family.micros[host]} if host in family.micros else {},
             outputs=class_token_outputs if host == "deit" else None,
+            dense_args={"*": family.dense_args[host]} if host in family.dense_args else {},
         )
         own = {tag: published for tag, published in weights.items() if tag.split(".")[0] in names[host]}
         register(module, entry, names[host], own, {tag: rows for tag, rows in (dense or {}).items() if tag in own})

@@ -127,6 +127,8 @@ class Family:
             maps; None for hosts of ours, which have no other features.
         outputs: Makes the outputs of golden records, by their names, from a model and its images; None where they are
             logits and the stages' maps.
+        dense_args: Arguments in which the authors' backbone for detection and segmentation differs from the
+            classifier, by shell pattern of model names.
     """
 
     name: str
@@ -144,6 +146,7 @@ class Family:
     classifier: str = "head.fc"
     features: tuple[int, ...] | None = None
     outputs: Callable[[Any, Tensor], Mapping[str, Tensor]] | None = None
+    dense_args: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -408,6 +411,21 @@ def list_models(pattern: str = "*", tags: bool = False) -> list[str]:
     """
     names = [f"{name}.{tag}" for name, rows in _WEIGHTS.items() for tag in rows] if tags else list(_WEIGHTS)
     return [n for n in names if fnmatch.fnmatch(n, pattern) or fnmatch.fnmatch(n, f"va_{pattern}")]
+
+
+def dense_args(name: str) -> dict[str, Any]:
+    """Arguments that make a model the backbone that its authors detect and segment with; none for models of timm.
+
+    Args:
+        name: A model name, with or without a tag.
+    """
+    architecture = name.split(".", 1)[0]
+    if architecture not in _FAMILY_OF:
+        return {}
+    patterns = FAMILIES[_FAMILY_OF[architecture]].dense_args
+    return {
+        k: v for pattern, args in patterns.items() if fnmatch.fnmatch(architecture, pattern) for k, v in args.items()
+    }
 
 
 def info(name: str) -> ModelInfo:

@@ -26,6 +26,7 @@ from ._hosted import (
 from ._mixed import LinearArgs, mixed_cswin, mixed_deit, mixed_pvt, mixed_swin
 from ._pyramid import Pyramid
 from ._registry import Dense, Paper
+from .swin import DENSE_ARGS as SWIN_DENSE_ARGS
 
 PAPER = Paper("Agent Attention: On the Integration of Softmax and Linear Attention", "2312.08874")
 ORIGIN = "https://github.com/LeapLabTHU/Agent-Attention"
@@ -227,7 +228,14 @@ MICROS: dict[str, dict[str, Any]] = {
     "deit": {"embed_dim": 16, "depth": 3, "num_heads": 2, "patch_size": 8, "linear_blocks": 2, **FEW},
 }  # fmt: skip
 TITLES = {"swin": "Agent-Swin", "pvt": "Agent-PVT", "cswin": "Agent-CSwin", "deit": "Agent-DeiT"}
-FAMILY = HostedFamily("agent", TITLES, PAPER, ORIGIN, BUILDERS, KEYS, "agent_attention", _from_reference, MICROS)
+DENSE_ARGS = {
+    "swin": {**SWIN_DENSE_ARGS, "agent_grids": ((9, 9), (12, 12), (14, 14), (7, 7))},
+    "pvt": {"agent_grids": ((12, 12), (16, 16), (28, 28), (28, 28))},
+    "cswin": {"output_norms": True},  # the authors published none
+}
+FAMILY = HostedFamily(
+    "agent", TITLES, PAPER, ORIGIN, BUILDERS, KEYS, "agent_attention", _from_reference, MICROS, dense_args=DENSE_ARGS
+)
 
 
 def _pvt_results(mask_rcnn: tuple[float, float], retinanet: float, fpn: float) -> tuple[Dense, ...]:

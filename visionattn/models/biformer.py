@@ -272,13 +272,14 @@ PATCH_WEIGHTS = {
 
 MICRO = {"depths": (1, 1, 1, 1), "dims": (16, 16, 24, 32), "head_dim": 8, "num_regions": 2, "topks": (1, 2, 3, None),
          "lepe_kernel": 3}  # fmt: skip
+DENSE_ARGS = {"*": {"output_norms": True}}
 BIFORMER = Family(
     "biformer", "BiFormer", (PAPER,), "mit", ORIGIN, biformer, (CONV_LAYOUT,), "biformer",
-    partial(_from_reference, False), "stem.proj.0", {"va_biformer_tiny": MICRO},
+    partial(_from_reference, False), "stem.proj.0", {"va_biformer_tiny": MICRO}, dense_args=DENSE_ARGS,
 )  # fmt: skip
 BIFORMER_STL = Family(
     "biformer_stl", "BiFormer-STL", (PAPER,), "mit", ORIGIN, biformer, (PATCH_LAYOUT,), "biformer",
-    partial(_from_reference, True), micros={"va_biformer_stl_nchw": MICRO},
+    partial(_from_reference, True), micros={"va_biformer_stl_nchw": MICRO}, dense_args=DENSE_ARGS,
 )  # fmt: skip
 AGAIN = "trained a second time by the authors"
 DENSE = {

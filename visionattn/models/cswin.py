@@ -126,6 +126,6 @@ MICRO = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (2, 2, 4, 4), "st
          "img_size": 64}  # fmt: skip
 CSWIN = Family(
     "cswin", "CSWin Transformer", (PAPER,), "mit", ORIGIN, cswin, (KEYS,), "cswin", no_records,
-    micros={"va_cswin_tiny": MICRO},
+    micros={"va_cswin_tiny": MICRO}, dense_args={"*": {"output_norms": True}},
 )  # fmt: skip
 register(__name__, CSWIN, VARIANTS, WEIGHTS)

@@ -274,17 +274,20 @@ MICRO = {"depths": (1, 1, 1, 1), "dims": (8, 16, 16, 32), "num_heads": (1, 2, 2,
          "stage_spec": ("S", "D", "D", "D"), "offset_kernels": (5, 5, 3, 3), "window_size": 4,
          "img_size": 64}  # fmt: skip
 MICRO_PP = {**MICRO, "stage_spec": ("N", "D", "D", "D"), "strides": (4, 2, 1, 1), "neighborhood_size": 3}
+DENSE_ARGS = {"*": {"output_norms": True}}
 DAT = Family(
     "dat", "DAT", (PAPER,), "apache-2.0", ORIGIN, dat, (key_map("DAT", PATCHES), key_map("DAT", OVERLAPS)), "dat",
-    partial(_from_reference, "DAT"), micros={"va_dat_tiny": MICRO},
+    partial(_from_reference, "DAT"), micros={"va_dat_tiny": MICRO}, dense_args=DENSE_ARGS,
 )  # fmt: skip
 DATPP = Family(
     "datpp", "DAT++", (PAPER_PP, PAPER), "apache-2.0", ORIGIN, datpp,
     (key_map("DAT++", CONVS),), "dat", partial(_from_reference, "DAT++"), "stem.proj.0", {"va_datpp_tiny": MICRO_PP},
+    dense_args=DENSE_ARGS,
 )  # fmt: skip
 DATP = Family(
     "datp", "DAT+", (PAPER_PP, PAPER), "apache-2.0", ORIGIN, datpp,
-    (key_map("DAT+", PATCHES),), "dat", partial(_from_reference, "DAT+"), micros={"va_datp_tiny": MICRO_PP},
+    (key_map("DAT+", PATCHES),), "dat", partial(_from_reference, "DAT+"),
+    micros={"va_datp_tiny": MICRO_PP}, dense_args=DENSE_ARGS,
 )  # fmt: skip
 register(__name__, DAT, V1, V1_WEIGHTS)
 register(__name__, DATPP, PP, PP_WEIGHTS, PP_DENSE)

@@ -72,7 +72,7 @@ WEIGHTS = {
 
 DINAT_S = Family(
     "dinat_s", "DiNAT_s", (DINAT_PAPER,), "mit", ORIGIN, dinat_s, (KEYS,), "dinat", _from_reference,
-    micros={"va_dinat_s_tiny": MICRO_DILATED},
+    micros={"va_dinat_s_tiny": MICRO_DILATED}, dense_args={"*": {"output_norms": True}},
 )  # fmt: skip
 DENSE = {
     "va_dinat_s_tiny.in1k": results((46.6, 42.1), (51.0, 44.1), (46.0, 47.4)),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ._checkpoint import grid_of
 from ._hosted import (
     CSWIN_SIZES,
+    LINEAR_DENSE_ARGS,
     SWIN_SIZES,
     HostedFamily,
     host_args,
@@ -168,6 +169,7 @@ MICRO = {"depths": (1, 2, 1, 1), "dims": (16, 16, 24, 32), "num_heads": (1, 1, 3
              "img_size": 64}  # fmt: skip
 TITLES = {"swin": "FLatten-Swin", "pvt": "FLatten-PVT", "pvtv2": "FLatten-PVTv2", "cswin": "FLatten-CSwin"}
 FAMILY = HostedFamily(
-    "flatten", TITLES, PAPER, ORIGIN, BUILDERS, KEYS, "flatten", _from_reference, {"pvt": MICRO}, CONSTANTS
-)
+    "flatten", TITLES, PAPER, ORIGIN, BUILDERS, KEYS, "flatten", _from_reference, {"pvt": MICRO}, CONSTANTS,
+    dense_args=LINEAR_DENSE_ARGS,
+)  # fmt: skip
 register_hosts(__name__, FAMILY, VARIANTS, WEIGHTS)

@@ -14,6 +14,7 @@ from torch import nn
 from ._class_token import ClassTokenHost
 from ._hosted import (
     CSWIN_SIZES,
+    LINEAR_DENSE_ARGS,
     SWIN_SIZES,
     HostedFamily,
     host_args,
@@ -147,5 +148,7 @@ MICROS: dict[str, dict[str, Any]] = {
     "deit": {"embed_dim": 16, "depth": 3, "num_heads": 2, "patch_size": 8, "img_size": 64},
 }  # fmt: skip
 TITLES = {"swin": "InLine-Swin", "pvt": "InLine-PVT", "cswin": "InLine-CSwin", "deit": "InLine-DeiT"}
-FAMILY = HostedFamily("inline", TITLES, PAPER, ORIGIN, BUILDERS, KEYS, "inline", _from_reference, MICROS)
+FAMILY = HostedFamily(
+    "inline", TITLES, PAPER, ORIGIN, BUILDERS, KEYS, "inline", _from_reference, MICROS, dense_args=LINEAR_DENSE_ARGS
+)
 register_hosts(__name__, FAMILY, VARIANTS, WEIGHTS)

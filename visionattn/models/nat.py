@@ -175,13 +175,14 @@ DINAT_WEIGHTS = {
 
 MICRO = {"embed_dim": 16, "depths": (1, 2, 1, 1), "num_heads": (1, 2, 2, 4), "kernel_size": 3, "layer_scale": 0.1}
 MICRO_DILATED = {**MICRO, "dilations": ((1,), (1, 2), (1,), (2,))}
+DENSE_ARGS = {"*": {"output_norms": True}}
 NAT = Family(
     "nat", "NAT", (NAT_PAPER,), "mit", ORIGIN, nat, (KEYS,), "nat", _from_nat_or_dinat, "stem.proj.0",
-    {"va_nat_tiny": MICRO},
+    {"va_nat_tiny": MICRO}, dense_args=DENSE_ARGS,
 )  # fmt: skip
 DINAT = Family(
     "dinat", "DiNAT", (DINAT_PAPER,), "mit", ORIGIN, nat, (KEYS,), "dinat", _from_nat_or_dinat, "stem.proj.0",
-    {"va_dinat_tiny": MICRO_DILATED},
+    {"va_dinat_tiny": MICRO_DILATED}, dense_args=DENSE_ARGS,
 )  # fmt: skip
 
 

@@ -189,10 +189,12 @@ WEIGHTS = {
         "swin_tiny_c24_patch4_window8_256", (81.6, 95.7, 28, 5.9), "v1.0.5", size=256),
 }  # fmt: skip
 
+# What the classification class and the dense class differ in.
+DENSE_ARGS = {"shift_small_maps": True, "output_norms": True}
 MICRO = {"embed_dim": 16, "depths": (2, 2, 1, 1), "num_heads": (1, 2, 2, 4), "window_size": 4, "img_size": 64}
 SWIN = Family(
     "swin", "Swin Transformer", (PAPER,), "mit", "https://github.com/microsoft/Swin-Transformer", swin,
-    (AUTHORS, TIMM), "swin", _from_reference, micros={"va_swin_tiny": MICRO},
+    (AUTHORS, TIMM), "swin", _from_reference, micros={"va_swin_tiny": MICRO}, dense_args={"*": DENSE_ARGS},
 )  # fmt: skip
 T, S, B = (f"va_swin_{size}.in1k" for size in ("tiny", "small", "base"))
 DENSE = {

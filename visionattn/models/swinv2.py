@@ -16,7 +16,7 @@ from ._checkpoint import KeyMap
 from ._pyramid import Pyramid
 from ._reference import freeze, translate
 from ._registry import Family, Paper, Published, register
-from .swin import DERIVED, MICRO, RELEASES, SHARED, patch_grid, swin_variant, window_args
+from .swin import DENSE_ARGS, DERIVED, MICRO, RELEASES, SHARED, patch_grid, swin_variant, window_args
 
 PAPER = Paper("Swin Transformer V2: Scaling Up Capacity and Resolution", "2111.09883")
 
@@ -152,5 +152,6 @@ SWINV2 = Family(
     "swinv2", "Swin Transformer V2", (PAPER,), "mit", "https://github.com/microsoft/Swin-Transformer", swinv2,
     (AUTHORS, TIMM), "swinv2", _from_reference,
     micros={"va_swinv2_tiny_window8": {**MICRO, "pretrained_windows": (3, 3, 0, 2)}},
+    dense_args={"*": DENSE_ARGS},  # the authors published none; this is what their first version does
 )  # fmt: skip
 register(__name__, SWINV2, VARIANTS, WEIGHTS)

@@ -150,7 +150,7 @@ TWINS = Family(
     "twins", "Twins", (PAPER,), "apache-2.0", "https://github.com/Meituan-AutoML/Twins", twins, (KEYS,), "twins",
     _from_reference,
     micros={"va_twins_pcpvt_small": MICRO, "va_twins_svt_small": {**MICRO, "window_sizes": (3, 3, 3, 2)}},
-    counts_attention=False,
+    counts_attention=False, dense_args={"va_twins_svt_*": {"stage_norms": True}},
 )  # fmt: skip
 UPERNET = {
     "pcpvt_small": (46.2, 47.5),

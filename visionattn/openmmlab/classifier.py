@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Classification with any timm model on mmengine's Runner: the model, its parameter groups and its metric."""
+"""Classification with any timm model on mmengine's Runner: the model and its metric."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from typing import Any
 
 import torch
 from mmengine.evaluator import BaseMetric
-from mmengine.model import BaseModel, is_model_wrapper
-from mmengine.optim import OptimWrapper
-from mmengine.registry import METRICS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
+from mmengine.model import BaseModel
+from mmengine.registry import METRICS, MODELS
 from timm.data import Mixup
-from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -124,40 +122,3 @@ class TopKAccuracy(BaseMetric):
         ranks, logs = torch.tensor([r for r, _ in results]), torch.tensor([s for _, s in results], dtype=torch.float64)
         metrics = {f"top{k}": 100 * (ranks < k).double().mean().item() for k in self.topk}
         return {**metrics, "nll": -logs.mean().item()}
-
-
-@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
-class TimmParamGroups:
-    """Optimizer over timm's parameter groups: no weight decay on vectors and on what the model names.
-
-    Args:
-        optim_wrapper_cfg: mmengine's optim wrapper config, with its `optimizer`.
-        paramwise_cfg: `dict(layer_decay=0.75)` lowers the learning rate towards the stem; None or empty leaves it.
-    """
-
-    def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
-        self.wrapper = dict(optim_wrapper_cfg)
-        options = dict(paramwise_cfg or {})
-        self.layer_decay = options.pop("layer_decay", None)
-        if options:
-            raise ValueError(f"paramwise_cfg has unknown keys {sorted(options)}; known: layer_decay")
-
-    def __call__(self, model: nn.Module) -> OptimWrapper:
-        """Optim wrapper for the timm model inside `model`."""
-        classifier: Any = model.module if is_model_wrapper(model) else model
-        network = classifier.model
-        wrapper = dict(self.wrapper)
-        optimizer = dict(wrapper.pop("optimizer"))
-        decay = optimizer.get("weight_decay", 0.0)
-        spared = network.no_weight_decay() if hasattr(network, "no_weight_decay") else ()
-        if self.layer_decay is None:
-            groups = param_groups_weight_decay(network, decay, no_weight_decay_list=spared)
-        else:
-            groups = param_groups_layer_decay(network, decay, no_weight_decay_list=spared, layer_decay=self.layer_decay)
-            for group in groups:
-                group["lr"] = optimizer["lr"] * group.pop("lr_scale")
-                group.pop("param_names", None)
-        wrapper.setdefault("type", "OptimWrapper")
-        return OPTIM_WRAPPERS.build(
-            wrapper, default_args={"optimizer": OPTIMIZERS.build({**optimizer, "params": groups})}
-        )

@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""UPerNet on va_datpp_base, ADE20K, 160k.
+
+    visionattn train ade20k/upernet_datpp-base_160k
+
+The authors' settings. Published: mIoU 51.0, 51.5 at several scales.
+"""
+
+_base_ = [
+    "../_base_/models/upernet.py",
+    "../_base_/datasets/ade20k_batch2.py",
+    "../_base_/schedules/ade20k_160k.py",
+    "../_base_/dense_runtime.py",
+]
+
+model = dict(backbone=dict(name="va_datpp_base", drop_path_rate=0.7))

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""UPerNet on va_hornet_tiny_7x7, ADE20K, 160k.
+
+    visionattn train ade20k/upernet_hornet-tiny-7x7_160k
+
+The authors' settings. Published: mIoU 48.1, 48.9 at several scales.
+"""
+
+_base_ = [
+    "../_base_/models/upernet.py",
+    "../_base_/datasets/ade20k_batch2.py",
+    "../_base_/schedules/ade20k_160k.py",
+    "../_base_/dense_runtime.py",
+]
+
+model = dict(
+    backbone=dict(name="va_hornet_tiny_7x7", drop_path_rate=0.4),
+    test_cfg=dict(mode="slide", crop_size=(512, 512), stride=(341, 341)),
+)
+# The authors let the rate fall by a factor of 0.9 over each stage; here as much from block to block.
+optim_wrapper = dict(
+    _delete_=True,
+    type="OptimWrapper",
+    constructor="TimmParamGroups",
+    optimizer=dict(type="AdamW", lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
+    paramwise_cfg=dict(layer_decay=0.9 ** (4 / 26)),
+)

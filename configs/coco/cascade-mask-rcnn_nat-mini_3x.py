@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cascade Mask R-CNN on va_nat_mini, COCO, 3x.
+
+    visionattn train coco/cascade-mask-rcnn_nat-mini_3x
+
+The authors' settings; they trained in mixed precision. Published: box AP 50.3, mask AP 43.6.
+"""
+
+_base_ = [
+    "../_base_/models/cascade-mask-rcnn.py",
+    "../_base_/datasets/coco_instance_multiscale.py",
+    "../_base_/schedules/coco_3x.py",
+    "../_base_/dense_runtime.py",
+]
+
+model = dict(backbone=dict(name="va_nat_mini", drop_path_rate=0.2))

@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mask R-CNN on va_pvtv2_b0, COCO, 1x.
+
+    visionattn train coco/mask-rcnn_pvtv2-b0_1x
+
+The settings of PVT, as Twins' authors give them. No figure is known.
+"""
+
+_base_ = [
+    "../_base_/models/mask-rcnn.py",
+    "mmdet::_base_/datasets/coco_instance.py",
+    "../_base_/schedules/coco_1x_pvt.py",
+    "../_base_/dense_runtime.py",
+]
+
+model = dict(backbone=dict(name="va_pvtv2_b0"))

@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mask R-CNN on va_swinv2_tiny_window8, COCO, 1x.
+
+    visionattn train coco/mask-rcnn_swinv2-tiny-window8_1x
+
+The authors published no code for it; this is Swin's recipe. No figure is known.
+"""
+
+_base_ = [
+    "../_base_/models/mask-rcnn.py",
+    "../_base_/datasets/coco_instance_multiscale.py",
+    "../_base_/schedules/coco_1x.py",
+    "../_base_/dense_runtime.py",
+]
+
+model = dict(backbone=dict(name="va_swinv2_tiny_window8"))

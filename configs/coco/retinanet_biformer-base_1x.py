@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RetinaNet on va_biformer_base, COCO, 1x.
+
+    visionattn train coco/retinanet_biformer-base_1x
+
+The authors' settings; they trained in mixed precision. Published: box AP 47.1.
+"""
+
+_base_ = [
+    "../_base_/models/retinanet.py",
+    "mmdet::_base_/datasets/coco_detection.py",
+    "../_base_/schedules/coco_1x_pvt.py",
+    "../_base_/dense_runtime.py",
+]
+
+model = dict(backbone=dict(name="va_biformer_base", drop_path_rate=0.3, num_regions=16, norm_eval=True))
+optim_wrapper = dict(optimizer=dict(lr=1e-4))
