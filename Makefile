@@ -3,7 +3,7 @@
 
 VENV ?= .venv
 BASE_PYTHON ?= python3
-EXTRAS ?= dev,train,export,viz
+EXTRAS ?= dev,train,detection,segmentation,export,viz
 DEMO_DIR ?= work_dirs/demo
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
@@ -18,10 +18,10 @@ READY := $(VENV)/.visionattn-installed
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format bench gpu-check clean
+.PHONY: help venv demo demo-detection demo-segmentation test lint format bench gpu-check clean
 
 help: ## show the targets
-	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /\t/' | expand -t 20
 
 # Re-made only when pyproject.toml changes. OpenCV's desktop build (which mmengine asks for) needs system graphics
 # libraries; where they are missing the headless build goes over it.
@@ -37,6 +37,12 @@ venv: $(READY) ## set up .venv with everything that demo, test and lint need
 
 demo: $(READY) ## train on real images, evaluate, draw, export to ONNX: minutes on two cores
 	$(PYTHON) tools/demo.py --work-dir $(DEMO_DIR) $(DEMO_ARGS)
+
+demo-detection: $(READY) ## train a Mask R-CNN, evaluate it again, draw boxes and masks: minutes on two cores
+	$(PYTHON) tools/demo_dense.py detection $(DEMO_ARGS)
+
+demo-segmentation: $(READY) ## train an UPerNet, evaluate it again, draw class maps: minutes on two cores
+	$(PYTHON) tools/demo_dense.py segmentation $(DEMO_ARGS)
 
 test: $(READY) ## the default tests
 	$(PYTHON) -m pytest $(PYTEST_ARGS)

@@ -125,22 +125,38 @@ class DigitsDataset(ClassificationDataset):
         seed: int = 0,
         on_bad_image: str = "skip",
     ) -> None:
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
-
         if size < 8:
             raise ValueError(f"size={size} is smaller than the scans; use at least 8")
-        images, labels = load_digits(return_X_y=True)
-        parts = train_test_split(np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0)
-        chosen = np.sort(parts[0 if split == "train" else 1])
-        self.scans = np.round(images[chosen].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+        self.scans, labels = digit_scans(split)
         self.size = size
-        super().__init__([str(digit) for digit in range(10)], labels[chosen], pipeline, split, seed, on_bad_image)
+        super().__init__([str(digit) for digit in range(10)], labels.tolist(), pipeline, split, seed, on_bad_image)
 
     def image(self, index: int) -> np.ndarray:
         """Enlarged scan, `(size, size, 3)` uint8."""
         scan = cv2.resize(self.scans[index], (self.size, self.size), interpolation=cv2.INTER_CUBIC)
         return np.repeat(scan[..., None], 3, axis=-1)
+
+
+def digit_scans(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """scikit-learn's scans of digits in one part of a fixed, stratified split, for training or for testing.
+
+    Args:
+        split: "train" (1,437 scans) or "test" (360 scans).
+
+    Returns:
+        Scans `(N, 8, 8)` uint8, ink bright, and digits `(N,)`.
+
+    Raises:
+        ValueError: `split` is neither.
+    """
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    check_choice("split", split, ("train", "test"))
+    images, labels = load_digits(return_X_y=True)
+    parts = train_test_split(np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0)
+    chosen = np.sort(parts[0 if split == "train" else 1])
+    return np.round(images[chosen].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8), labels[chosen]
 
 
 class ImageFolderDataset(ClassificationDataset):
