@@ -14,15 +14,16 @@ from visionattn import kernels
 
 ROOT = Path(visionattn.__file__).parent
 EXTRAS = ("mmengine", "mmdet", "mmseg", "mmcv", "albumentations", "cv2", "onnx", "onnxscript", "onnxruntime",
-          "matplotlib", "sklearn", "transformers", "typer", "rich")  # fmt: skip
+          "matplotlib", "sklearn", "skimage", "transformers", "typer", "rich")  # fmt: skip
 # Each part may import those before it (and itself); `data`, `export`, `viz` and `openmmlab` are on one level.
-OUTER = {"_files", "kernels", "layers", "models", "acceleration", "data", "export", "viz", "openmmlab"}
+OUTER = {"_files", "_index", "kernels", "layers", "models", "acceleration", "data", "export", "viz", "openmmlab"}
 MAY_IMPORT = {
     "_files": set(),
+    "_index": {"_files"},
     "kernels": set(),
     "layers": {"kernels"},
     "compat": {"kernels"},
-    "models": {"_files", "kernels", "layers"},
+    "models": {"_files", "_index", "kernels", "layers"},
     "acceleration": {"kernels", "layers", "models"},
     "data": {"_files", "models", ""},
     "export": {"_files", "models", ""},
@@ -94,7 +95,7 @@ def test_public_names_are_the_documented_ones():
     assert set(visionattn.__all__) == {
         "ModelInfo", "__version__", "accelerate", "create_model", "info", "list_models", "load_checkpoint"}  # fmt: skip
     assert set(kernels.__all__) == {
-        "LocalPattern", "agent_attention", "available_backends", "deformable_attention", "explain",
+        "LocalPattern", "agent_attention", "aggregated_attention", "available_backends", "deformable_attention", "explain",
         "focused_linear_attention", "halo_attention", "inline_attention", "local_attention", "ms_deform_attn",
         "neighborhood_attention", "relative_attention", "routed_attention", "sample_points", "use_backend",
         "window_attention"}  # fmt: skip

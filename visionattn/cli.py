@@ -35,6 +35,7 @@ EXTRAS = {
     "albumentations": "train",
     "cv2": "train",
     "sklearn": "train",
+    "skimage": "train",
     "tensorboard": "train",
     "matplotlib": "viz",
     "onnx": "export",
@@ -49,6 +50,7 @@ EXTRAS = {
 DISTRIBUTIONS = {
     "cv2": "opencv-python-headless",
     "sklearn": "scikit-learn",
+    "skimage": "scikit-image",
     "mmcv": "mmcv-lite",
     "mmseg": "mmsegmentation",
 }
@@ -60,7 +62,8 @@ ZOO_COLUMNS = ["model", "params", "GFLOPs", "top-1, %", "box/mask AP", "mIoU", "
 Config = Annotated[str, typer.Argument(help="A config file, or the name of a built-in one: builtin/digits_nat-micro")]
 Checkpoint = Annotated[Path, typer.Argument(help="A checkpoint that training wrote, such as best.pth")]
 Data = Annotated[
-    Path | None, typer.Option(help="Folder of class folders, or with train/ and val/, in place of the config's data")
+    Path | None,
+    typer.Option(help="Data in place of the config's: a folder of class folders, or one like COCO's or ADE20K's"),
 ]
 Accelerate = Annotated[
     bool, typer.Option("--accelerate", help="Let our ops compute the window or halo attention of a model of timm")
@@ -104,20 +107,37 @@ def train(
     config: Config,
     overrides: Overrides = None,
     data: Data = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the work dir")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on from the last checkpoint in the work dir; '--resume auto': if it has one"),
+    ] = False,
     work_dir: Annotated[Path | None, typer.Option(help="Folder of the run; work_dirs/<config> by default")] = None,
-    launcher: Annotated[str, typer.Option(help="'pytorch' under torchrun")] = "none",
+    launcher: Annotated[
+        str, typer.Option(help="'pytorch': one process a GPU, or --processes; 'slurm': those that srun started")
+    ] = "none",
+    processes: Annotated[int | None, typer.Option(help="Processes of --launcher pytorch; one a GPU by default")] = None,
     accelerate: Accelerate = False,
 ) -> None:
     """Train a model from a config; checkpoints, metrics and curves go to the work dir."""
-    from visionattn.openmmlab import load_config, tasks
+    from visionattn.openmmlab import distributed, load_config, tasks
 
+    overrides = list(overrides or ())
     folder = tasks.default_work_dir(config) if work_dir is None else work_dir
-    summary = tasks.train(load_config(config, overrides or (), data), folder, resume, launcher, accelerate)
+    if launcher == "pytorch" and not distributed.started(launcher):
+        options = {"--data": data, "--work-dir": folder, "--launcher": launcher}
+        switches = {"--resume": resume, "--accelerate": accelerate}
+        given = [part for name, value in options.items() if value is not None for part in (name, str(value))]
+        given += [name for name, value in switches.items() if value]
+        raise typer.Exit(distributed.hand_over(["train", config, *overrides, *given], processes))
+    goes_on: bool | str = resume
+    if resume and "auto" in overrides:  # `--resume auto`: an option with or without a value is not typer's
+        overrides.remove("auto")
+        goes_on = "auto"
+    summary = tasks.train(load_config(config, overrides, data), folder, goes_on, launcher, accelerate)
+    if launcher != "none" and not distributed.is_main():
+        return
     rows = [
-        (f"{which} epoch ({summary[which]['epoch']})", _metrics(summary[which]))
-        for which in ("last", "best")
-        if summary[which]
+        (f"{which} {_place(summary[which])}", _metrics(summary[which])) for which in ("last", "best") if summary[which]
     ]
     rows += [("parameters", f"{summary['parameters']:,}"), ("time", f"{summary['seconds']:.0f} s")]
     if summary["skipped_images"]:
@@ -145,13 +165,17 @@ def evaluate(
 
     target = checkpoint.with_name(f"{checkpoint.stem}_evaluation") / "metrics.json" if output is None else output
     result = tasks.evaluate(load_config(config, overrides or (), data), checkpoint, target, accelerate)
-    rows = [(name, f"{value:.4f}" if name == "nll" else f"{value:.2f} %") for name, value in result["metrics"].items()]
+    rows = [(name, _figure(name, value)) for name, value in result["metrics"].items()]
     rows += [
         ("images", str(result["images"])),
-        ("checkpoint", f"{checkpoint} (epoch {result['epoch']})"),
+        ("checkpoint", f"{checkpoint} ({_place(result)})"),
         ("file", str(target)),
     ]
     _print_table("evaluated", rows)
+    if "classes" in result:
+        columns = list(next(iter(result["classes"].values())))
+        cells = [[label, *(_figure(k, values[k]) for k in columns)] for label, values in result["classes"].items()]
+        _print_grid("each class", ["class", *columns], cells)
 
 
 @app.command()
@@ -162,13 +186,22 @@ def predict(
     images: Annotated[list[Path] | None, typer.Argument(help="Image files; samples of the test data if none")] = None,
     data: Data = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Picture to write")] = Path("predictions.png"),
-    samples: Annotated[int, typer.Option(min=1, help="Number of test images where no file is given")] = 24,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Number of test images where no file is given; 24, or 6 with objects")
+    ] = None,
+    score: Annotated[float, typer.Option(help="Least confidence of a detector's objects")] = 0.3,
 ) -> None:
-    """Draw a grid of images with their predicted classes."""
+    """Draw a grid of images with what the model finds: classes, boxes and masks, or class maps."""
     from visionattn.openmmlab import load_config, tasks
-    from visionattn.viz import draw_predictions
+    from visionattn.viz import DensePrediction, draw_dense, draw_predictions
 
-    predictions = tasks.predict(load_config(config, data=data), checkpoint, images or (), samples)
+    predictions: Any = tasks.predict(load_config(config, data=data), checkpoint, images or (), samples, score)
+    if isinstance(predictions[0], DensePrediction):
+        draw_dense(predictions, output, title=f"predictions of {checkpoint}")
+        if images:
+            _print_table("predicted", [(p.source, p.summary()) for p in predictions])
+        Console().print(f"{len(predictions)} predictions drawn in {output}", highlight=False)
+        return
     known = [p.label == p.truth for p in predictions if p.truth is not None]
     title = f"{sum(known)} of {len(known)} right, by {checkpoint}" if known else f"predictions of {checkpoint}"
     draw_predictions(predictions, output, title=title)
@@ -181,15 +214,23 @@ def predict(
 @user_errors
 def convert(
     checkpoint: Annotated[Path, typer.Argument(help="The authors' file: .pth, .pt or .safetensors")],
-    model: Annotated[str, typer.Argument(help="A model name, with its tag where it has several: va_nat_tiny")],
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write, .safetensors")],
+    model: Annotated[
+        str | None,
+        typer.Argument(help="A model name, with its tag if it has several: va_nat_tiny; none keeps the file's names"),
+    ] = None,
     num_classes: Annotated[
         int | None, typer.Option(help="Classes of the file's head; the model's own by default")
     ] = None,
 ) -> None:
-    """Write a published checkpoint in our names; every entry must find its place."""
-    from visionattn.models import convert_checkpoint
+    """Write a published checkpoint in our names, every entry in its place; without MODEL, a file's tensors alone."""
+    from visionattn.models import convert_checkpoint, keep_tensors
 
+    if model is None:
+        entries = keep_tensors(checkpoint, output)
+        rows = [("file", f"{output} ({output.stat().st_size / 1e6:.1f} MB)"), ("entries", f"{len(entries)}")]
+        _print_table("tensors kept, all else left out", rows)
+        return
     entries = convert_checkpoint(checkpoint, model, output, num_classes).state_dict()
     rows = [
         ("file", f"{output} ({output.stat().st_size / 1e6:.1f} MB)"),
@@ -319,14 +360,15 @@ def zoo(
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table")] = False,
 ) -> None:
     """List the models: parameters, GFLOPs, published top-1, best published COCO AP and ADE20K mIoU, input, paper."""
-    from visionattn.models import _registry
+    from visionattn._index import read_index
 
-    found = [_registry.info(name) for name in _registry.list_models(pattern, tags=True)]
+    found = read_index(pattern)
     if not found:
-        near = difflib.get_close_matches(pattern, _registry.list_models(), n=3, cutoff=0.4)
+        names = sorted({row["architecture"] for row in read_index()})
+        near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4)
         raise ValueError(f"no model matches {pattern!r}; nearest: {', '.join(near) or 'visionattn zoo lists all'}")
     if as_json:
-        typer.echo(json.dumps([dataclasses.asdict(model) for model in found], indent=2, default=dict))
+        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
         return
     rows = [_zoo_row(model) for model in found]
     if as_markdown:
@@ -335,9 +377,9 @@ def zoo(
         return
     # Terminals are narrow: the papers' titles stand below, once.
     title = f"{len(rows)} sets of weights (accuracies and costs as published)"
-    cells = [[*row[:-1], model.arxiv] for row, model in zip(rows, found, strict=True)]
+    cells = [[*row[:-1], model["arxiv"]] for row, model in zip(rows, found, strict=True)]
     _print_grid(title, [*ZOO_COLUMNS[:-1], "arXiv"], cells)
-    for arxiv, title in {model.arxiv: model.paper for model in found}.items():
+    for arxiv, title in {model["arxiv"]: model["paper"] for model in found}.items():
         typer.echo(f"arXiv:{arxiv}  {title}")
 
 
@@ -355,6 +397,7 @@ def doctor() -> None:
     rows.append(("devices", ", ".join(_devices(torch))))
     for name, reason in kernels.available_backends().items():
         rows.append((f"backend {name}", "works" if reason is None else f"not here: {reason}"))
+    rows.append(("mmcv's ops", _mmcv_ops()))
     missing: dict[str, list[str]] = {}
     for module, extra in EXTRAS.items():
         if importlib.util.find_spec(module) is None:
@@ -401,20 +444,22 @@ def _network(name: str, checkpoint: Path | None, pretrained: bool) -> tuple[Any,
     return tasks.load_classifier(cfg, checkpoint), tasks.input_size(cfg)
 
 
-def _zoo_row(model: Any) -> list[str]:
-    found = max((r for r in model.dense if r.box_ap is not None), key=lambda r: r.box_ap, default=None)
-    segmented = max((r.miou for r in model.dense if r.miou is not None), default=None)
-    masks = "–" if found is None or found.mask_ap is None else f"{found.mask_ap:.1f}"
+def _zoo_row(model: dict[str, Any]) -> list[str]:
+    results = model["dense"]
+    detected = [result for result in results if result["box_ap"] is not None]
+    found: dict[str, Any] = max(detected, key=lambda result: result["box_ap"], default={})
+    segmented = max((r["miou"] for r in results if r["miou"] is not None), default=None)
+    masks = "–" if found.get("mask_ap") is None else f"{found['mask_ap']:.1f}"
     figures = [
-        (model.params_m, "{:g} M"),
-        (model.gflops, "{:.1f}"),
-        (model.top1, "{:.1f}"),
-        (None if found is None else found.box_ap, "{:.1f}/" + masks),
+        (model["params_m"], "{:g} M"),
+        (model["gflops"], "{:.1f}"),
+        (model["top1"], "{:.1f}"),
+        (found.get("box_ap"), "{:.1f}/" + masks),
         (segmented, "{:.1f}"),
     ]
     shown = ["–" if value is None else text.format(value) for value, text in figures]
-    size = "x".join(map(str, model.input_size[1:]))
-    return [model.name, *shown, size, f"{model.paper} (arXiv:{model.arxiv})"]
+    size = "x".join(map(str, model["input_size"][1:]))
+    return [model["name"], *shown, size, f"{model['paper']} (arXiv:{model['arxiv']})"]
 
 
 def _benchmark_row(result: Any) -> list[str]:
@@ -462,7 +507,22 @@ def _is_config(name: str) -> bool:
 
 
 def _metrics(record: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value:.2f} %" for key, value in record.items() if key.startswith("top"))
+    shown = {key: value for key, value in record.items() if key.startswith(("top", "mIoU", "aAcc", "mAcc", "coco/"))}
+    short = [key for key in shown if not key.startswith("coco/") or key.endswith(("mAP", "mAP_50"))]
+    return ", ".join(f"{key} {_figure(key, shown[key])}" for key in short)
+
+
+def _figure(name: str, value: float | None) -> str:
+    """A metric for people to read; one that nothing was there to measure is a dash."""
+    if value is None or (name.startswith("coco/") and value < 0):
+        return "–"
+    percent = name.startswith(("top", "mIoU", "aAcc", "mAcc", "IoU", "Acc"))
+    return f"{value:.2f} %" if percent else f"{value:.3f}" if name.startswith("coco/") else f"{value:.4f}"
+
+
+def _place(record: dict[str, Any]) -> str:
+    """How far training was."""
+    return f"step {record['step']}" if "step" in record else f"epoch {record['epoch']}"
 
 
 def _print_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
@@ -482,6 +542,17 @@ def _print_grid(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     for row in rows:
         table.add_row(*row)
     Console().print(table, highlight=False, markup=False)
+
+
+def _mmcv_ops() -> str:
+    """Whose `mmcv._ext` mmdet and mmsegmentation call."""
+    if importlib.util.find_spec("mmcv") is None:
+        return "mmcv is not installed"
+    try:
+        from visionattn.openmmlab import mmcv_ext
+    except ImportError as error:
+        return f"not looked at: {advice(error)}"
+    return "visionattn's, without a compiler" if mmcv_ext.install() else "compiled, or another package's"
 
 
 def _version(distribution: str) -> str:

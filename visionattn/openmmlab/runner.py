@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import pickle
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,37 +15,14 @@ from mmengine.dist import master_only
 from mmengine.logging import MMLogger
 from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
 from mmengine.runner.checkpoint import weights_to_cpu
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from visionattn._files import replacing
-
-
-def read_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, Any]:
-    """Content of a training checkpoint, read with `weights_only=True`.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is truncated, is no checkpoint, holds code, or has no `state_dict` of tensors.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {path} does not exist")
-    try:
-        content = torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = next((line.strip() for line in str(error).splitlines() if "GLOBAL" in line), "")
-        raise ValueError(
-            f"checkpoint {path} is refused: it holds objects other than tensors and plain values, which could run "
-            f"code. {found}"
-        ) from error
-    except (EOFError, RuntimeError, ValueError, LookupError, AttributeError, UnicodeDecodeError) as error:
-        raise ValueError(f"checkpoint {path} is truncated or not a PyTorch file") from error
-    state = content.get("state_dict") if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"checkpoint {path} has no 'state_dict' of tensors; it was not written by `visionattn train`")
-    return content
+from visionattn.openmmlab.checkpoints import read_checkpoint
+from visionattn.openmmlab.loading import guard, reproducible, why_empty
 
 
 def load_strictly(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
@@ -72,6 +47,23 @@ def load_strictly(model: nn.Module, state: dict[str, Tensor], source: str) -> No
     model.load_state_dict(state)
 
 
+def load_fitting(model: nn.Module, state: dict[str, Tensor], source: str) -> list[str]:
+    """Load the entries of `state` that `model` has in the same shape, to fine-tune on other classes.
+
+    Returns:
+        Names of the model's entries that keep their values.
+
+    Raises:
+        ValueError: No entry fits.
+    """
+    own = model.state_dict()
+    fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
+    if not fitting:
+        raise ValueError(f"load_from={source!r}: none of its {len(state)} entries fits the model")
+    model.load_state_dict(fitting, strict=False)
+    return [key for key in own if key not in fitting]
+
+
 @RUNNERS.register_module()
 class AtomicRunner(Runner):
     """Runner whose checkpoints are complete or absent, hold only tensors and plain values, and load strictly.
@@ -80,6 +72,43 @@ class AtomicRunner(Runner):
     """
 
     _config_text: str | None = None
+    _train_dataloader: Any
+
+    @staticmethod
+    def build_dataloader(
+        dataloader: DataLoader | dict, seed: int | None = None, diff_rank_seed: bool = False
+    ) -> DataLoader:
+        """Loader whose errors name the file; see `Runner.build_dataloader`.
+
+        Raises:
+            ValueError: The data set has no samples.
+        """
+        try:
+            loader = Runner.build_dataloader(dataloader, seed, diff_rank_seed)
+        except ValueError as error:
+            # What mmengine's list of samples says when it is empty.
+            if isinstance(dataloader, dict) and "need at least one array" in str(error):
+                raise ValueError(f"the data set has no samples left: {why_empty(dataloader['dataset'])}") from error
+            raise
+        guard(loader.dataset)
+        return loader
+
+    def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        """Loop whose samples follow from the seed alone; one by steps resumes at its place in the data."""
+        if isinstance(loop, BaseLoop):
+            return loop
+        loop, settings = dict(loop), self._train_dataloader
+        if not loop.pop("by_epoch", True) or loop.get("type") == "IterBasedTrainLoop":
+            loop["type"] = "ResumableIterLoop"
+        elif "type" not in loop:
+            loop["by_epoch"] = True
+        if isinstance(settings, dict):
+            different = self._randomness_cfg.get("diff_rank_seed", False)
+            self._train_dataloader = reproducible(self.build_dataloader(settings, self.seed, different), self.seed)
+        try:
+            return super().build_train_loop(loop)
+        finally:
+            self._train_dataloader = settings  # mmengine reads the batch size there
 
     def build_logger(self, log_level: int | str = "INFO", log_file: str | None = None, **kwargs: Any) -> MMLogger:
         """Logger whose terminal handler shows warnings only."""
@@ -152,10 +181,12 @@ class AtomicRunner(Runner):
     ) -> dict[str, Any]:
         """Load the model's weights from a checkpoint that training wrote.
 
+        To fine-tune (`load_from` without `resume`), entries that do not fit are left out and named in a warning.
+
         Args:
             filename: A local file.
             map_location: As for `torch.load`.
-            strict: Must be True: a checkpoint that does not fit is an error.
+            strict: Must be True: a checkpoint to resume from or to test that does not fit is an error.
             revise_keys: Must be None, as the weights' names are our own.
 
         Returns:
@@ -170,7 +201,12 @@ class AtomicRunner(Runner):
         checkpoint = read_checkpoint(filename, map_location)
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         model = self.model.module if is_model_wrapper(self.model) else self.model
-        load_strictly(model, checkpoint["state_dict"], str(filename))
+        if isinstance(self._train_loop, BaseLoop) and not self._resume:  # training begins
+            left = load_fitting(model, checkpoint["state_dict"], str(filename))
+            if left:
+                self.logger.warning("load_from=%s does not fill %d entries: %s", filename, len(left), ", ".join(left))
+        else:
+            load_strictly(model, checkpoint["state_dict"], str(filename))
         self._has_loaded = True
         self.logger.info("loaded checkpoint %s", filename)
         return checkpoint

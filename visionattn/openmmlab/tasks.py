@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
 import time
 import uuid
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,11 @@ from mmengine.registry import DATASETS, MODELS
 from visionattn._files import replacing
 from visionattn.acceleration import accelerate as accelerate_model
 from visionattn.data import ClassificationDataset, build_pipeline, read_image
-from visionattn.openmmlab.config import find_config
-from visionattn.openmmlab.hooks import CURVES_FILE, METRICS_FILE, ProgressHook
+from visionattn.openmmlab import dense, distributed
+from visionattn.openmmlab.config import find_config, task_of
+from visionattn.openmmlab.hooks import CURVES_FILE, METRICS_FILE, ProgressHook, plain
 from visionattn.openmmlab.runner import AtomicRunner, load_strictly, read_checkpoint
-from visionattn.viz import Prediction
+from visionattn.viz import DensePrediction, Prediction
 
 
 def default_work_dir(name: str | os.PathLike[str]) -> Path:
@@ -36,7 +39,7 @@ def default_work_dir(name: str | os.PathLike[str]) -> Path:
 def train(
     cfg: Config,
     work_dir: str | os.PathLike[str],
-    resume: bool = False,
+    resume: bool | str = False,
     launcher: str = "none",
     accelerate: bool = False,
 ) -> dict[str, Any]:
@@ -45,25 +48,33 @@ def train(
     Args:
         cfg: From `load_config`.
         work_dir: Folder of the run.
-        resume: Go on from `last.pth` in `work_dir`, with the same result as a run that never stopped.
-        launcher: "none" for one process, "pytorch" under torchrun, or another of mmengine's launchers.
+        resume: Go on from `last.pth` in `work_dir`, with the same result as a run that never stopped; "auto" begins
+            anew where there is none.
+        launcher: "none" for one process, "pytorch" under torchrun, or "slurm" under srun.
         accelerate: Let our ops compute the attention of another library's model (`visionattn.accelerate`).
 
     Returns:
-        What `summary.json` holds: metrics of the last and the best epoch, seconds, parameters, file paths, names of
-        images that could not be read.
+        What `summary.json` holds: metrics of the last and the best epoch (or step, in a run by steps), seconds,
+        parameters, file paths, names of images that could not be read.
 
     Raises:
-        FileNotFoundError: `resume` is set and there is no `last.pth`.
-        ValueError: The config or the checkpoint to resume from does not fit.
-        FloatingPointError: The loss is no number any more.
+        FileNotFoundError: `resume` is True and there is no `last.pth`, or data are not there.
+        ValueError: The config, the launcher or the checkpoint to resume from does not fit.
+        FloatingPointError: The loss is no number any more; the message says at which step and for which images.
     """
-    work_dir = Path(work_dir)
-    cfg.resume, cfg.load_from = resume, None
+    if resume not in (True, False, "auto"):
+        raise ValueError(f"resume={resume!r} must be True, False or 'auto'")
+    work_dir, task = Path(work_dir), task_of(cfg)
+    resume = (work_dir / "last.pth").is_file() if resume == "auto" else resume
+    cfg.resume = resume
     if resume:
         cfg.load_from = str(work_dir / "last.pth")
+    if resume or cfg.get("load_from"):
         read_checkpoint(cfg.load_from)
+    if task != "classification":
+        dense.check_before_work(cfg, task, ("train_dataloader", "val_dataloader"))
     runner = build_runner(cfg, work_dir, launcher, accelerate)
+    _remove_unfinished(work_dir)
     start = time.monotonic()
     with _package_log(runner):
         try:
@@ -74,15 +85,18 @@ def train(
                     hook.close()
     barrier()  # the main process has written the last checkpoint
     last = read_checkpoint(work_dir / "last.pth")["meta"]
+    place = {"step": last["iter"]} if last["by_steps"] else {"epoch": last["epoch"]}
     skipped = {name for loop in (runner.train_loop, runner.val_loop) if loop is not None for name in _bad(loop)}
     summary = {
         "config": cfg.filename,
         "seed": runner.seed,
         "parameters": sum(parameter.numel() for parameter in runner.model.parameters()),
         "seconds": round(time.monotonic() - start, 1),
-        "last": {"epoch": last["epoch"], **last["metrics"]},
+        "last": {**place, **last["metrics"]},
         "best": runner.message_hub.runtime_info.get("best"),
-        "checkpoints": {name: str(work_dir / f"{name}.pth") for name in ("last", "best")},
+        "checkpoints": {
+            name: str(work_dir / f"{name}.pth") for name in ("last", "best") if (work_dir / f"{name}.pth").is_file()
+        },
         "metrics_file": str(work_dir / METRICS_FILE),
         "curves": str(work_dir / CURVES_FILE),
         "skipped_images": sorted(skipped),
@@ -96,51 +110,77 @@ def evaluate(
 ) -> dict[str, Any]:
     """Metrics of a checkpoint on the test data of `cfg`, also written to the JSON file `output`.
 
+    Detection has COCO's twelve figures for boxes and for masks, 0 to 1, -1 where no object is of a size; segmentation
+    has `aAcc`, `mIoU` and `mAcc` in percent, and `classes` with those of each class.
+
     Args:
         cfg: From `load_config`.
-        checkpoint: Written by `train`.
+        checkpoint: Written by `train`, or by mmengine.
         output: File to write.
         accelerate: Let our ops compute the attention of another library's model (`visionattn.accelerate`).
 
     Raises:
-        FileNotFoundError: There is no such checkpoint.
+        FileNotFoundError: There is no such checkpoint, or data are not there.
         ValueError: The checkpoint cannot be read, does not fit the model, or knows other classes than the data.
     """
-    content = read_checkpoint(checkpoint)
+    content, task = read_checkpoint(checkpoint), task_of(cfg)
     output = Path(output)
+    if task != "classification":
+        dense.check_before_work(cfg, task, ("test_dataloader",))
+        dense.measure_all(cfg)
     cfg.resume, cfg.load_from = False, str(checkpoint)
     runner = build_runner(cfg, output.parent / "logs", accelerate=accelerate)
-    _check_classes(content, runner.test_dataloader.dataset.classes)
     with _package_log(runner):
+        _check_classes(content, runner.test_dataloader.dataset.metainfo["classes"])
         metrics = runner.test()
+    classes: dict[str, Any] = {}
+    if task != "classification":
+        metrics, classes = dense.named_figures(metrics, cfg)
+    meta = content.get("meta", {})
     result = {
         "checkpoint": str(checkpoint),
-        "epoch": content["meta"]["epoch"],
+        **({"step": meta["iter"]} if meta.get("by_steps") else {"epoch": meta.get("epoch")}),
         "images": len(runner.test_dataloader.dataset) - len(_bad(runner.test_loop)),
         "skipped_images": _bad(runner.test_loop),
-        "metrics": metrics,
+        "metrics": {name: plain(value) for name, value in metrics.items()},
     }
+    if classes:
+        result["classes"] = {label: {k: plain(v) for k, v in values.items()} for label, values in classes.items()}
     _write_json(result, output)
     return result
 
 
 def predict(
-    cfg: Config, checkpoint: str | os.PathLike[str], images: Sequence[str | os.PathLike[str]] = (), samples: int = 24
-) -> list[Prediction]:
+    cfg: Config,
+    checkpoint: str | os.PathLike[str],
+    images: Sequence[str | os.PathLike[str]] = (),
+    samples: int | None = None,
+    score: float = 0.3,
+) -> list[Prediction] | list[DensePrediction]:
     """Predictions for image files, or for samples of the test data where no file is given.
 
     Args:
         cfg: From `load_config`.
         checkpoint: Written by `train`.
         images: Image files.
-        samples: Number of test images, spread evenly, where `images` is empty.
+        samples: Number of test images, spread evenly, where `images` is empty; None for 24 labelled images, or 6 with
+            their objects or class maps.
+        score: Least confidence of a detector's objects.
 
     Raises:
         FileNotFoundError: The checkpoint or an image does not exist.
         ValueError: The checkpoint or an image cannot be read.
     """
+    if task_of(cfg) != "classification":
+        return dense.predict(cfg, checkpoint, images, dense.SAMPLES if samples is None else samples, score)
+    return _predict_classes(cfg, checkpoint, images, 24 if samples is None else samples)
+
+
+def _predict_classes(
+    cfg: Config, checkpoint: str | os.PathLike[str], images: Sequence[str | os.PathLike[str]], samples: int
+) -> list[Prediction]:
     content = read_checkpoint(checkpoint)
-    model = load_classifier(cfg, checkpoint)
+    model: Any = load_classifier(cfg, checkpoint)
     if images:
         pipeline = build_pipeline(cfg.test_dataloader.dataset.pipeline)
         classes = content["meta"]["dataset_meta"]["classes"]
@@ -161,7 +201,14 @@ def predict(
 
 
 def load_classifier(cfg: Config, checkpoint: str | os.PathLike[str] | None = None) -> torch.nn.Module:
-    """The config's timm model for inference, with a checkpoint's weights and number of classes where one is given."""
+    """The config's timm model for inference, with a checkpoint's weights and number of classes where one is given.
+
+    Raises:
+        FileNotFoundError: There is no such checkpoint.
+        ValueError: The config is of another task, or the checkpoint cannot be read or does not fit.
+    """
+    if (task := task_of(cfg)) != "classification":
+        raise ValueError(f"config {cfg.filename} is for {task}; its backbone can be taken by its model name")
     if checkpoint is None:
         return MODELS.build(cfg.model).model.eval()
     content = read_checkpoint(checkpoint)
@@ -180,24 +227,63 @@ def input_size(cfg: Config) -> tuple[int, int, int]:
 
 def build_runner(cfg: Config, work_dir: Path, launcher: str = "none", accelerate: bool = False) -> AtomicRunner:
     """Runner of a config, with a name of its own, as mmengine shares logs between runs of one name."""
-    cfg.work_dir, cfg.launcher = str(work_dir), launcher
-    if launcher != "none" and not torch.cuda.is_available():
-        raise ValueError(f"launcher={launcher!r} runs one process a GPU, and there is none here; use 'none'")
+    cfg.work_dir = str(work_dir)
+    distributed.join(cfg, launcher)
+    _use_bfloat16_anywhere(cfg)
     cfg.experiment_name = f"{Path(cfg.filename or 'run').stem}_{uuid.uuid4().hex[:8]}"
-    runner = AtomicRunner.from_cfg(cfg)
+    with warnings.catch_warnings():
+        # Of their own deprecated names and defaults, which whoever trains cannot change.
+        warnings.filterwarnings("ignore", module=r"mm(det|seg|cv|engine)\.")
+        runner = AtomicRunner.from_cfg(cfg)
     if accelerate:
         runner.logger.info(str(accelerate_model(runner.model)))
     return runner
 
 
+def _remove_unfinished(work_dir: Path) -> None:
+    """Take away checkpoints that a process which was killed had begun to write."""
+    if is_main_process():
+        for name in ("last", "best"):
+            for file in work_dir.glob(f".{name}.*.tmp.pth"):
+                file.unlink(missing_ok=True)
+
+
+def _use_bfloat16_anywhere(cfg: Config) -> None:
+    """Let bfloat16 be trained without a GPU too, which mmengine's wrapper refuses."""
+    wrapper = cfg.get("optim_wrapper") or {}
+    if wrapper.get("type") != "AmpOptimWrapper" or torch.cuda.is_available():
+        return
+    if wrapper.get("dtype") != "bfloat16":
+        raise ValueError(
+            f"optim_wrapper.type='AmpOptimWrapper' with dtype={wrapper.get('dtype')!r} needs a GPU; without one, "
+            "optim_wrapper.dtype=bfloat16 works"
+        )
+    cfg.optim_wrapper["type"] = "AutocastOptimWrapper"
+    cfg.optim_wrapper.pop("loss_scale", None)
+
+
+class _Lines(io.TextIOBase):
+    """Text file whose lines go to a logger."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self.logger = logger
+
+    def write(self, text: str) -> int:
+        for line in filter(str.strip, text.splitlines()):
+            self.logger.info(line)
+        return len(text)
+
+
 @contextmanager
 def _package_log(runner: AtomicRunner) -> Iterator[None]:
-    """Lets what the package reports, such as images that cannot be read, go where the runner's log goes."""
+    """Lets what the package reports, and what pycocotools prints, go where the runner's log goes."""
     ours = logging.getLogger("visionattn")
     before = ours.handlers[:], ours.propagate
     ours.handlers[:], ours.propagate = runner.logger.handlers, False
     try:
-        yield
+        with redirect_stdout(_Lines(runner.logger)), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"mm(det|seg|cv|engine)\.")
+            yield
     finally:
         ours.handlers[:], ours.propagate = before
 
@@ -209,7 +295,7 @@ def _bad(loop: Any) -> list[str]:
 
 def _check_classes(checkpoint: dict[str, Any], classes: Sequence[str]) -> None:
     """Raise ValueError unless the checkpoint was trained on the same classes, in the same order."""
-    known = list(checkpoint["meta"].get("dataset_meta", {}).get("classes", classes))
+    known = list((checkpoint.get("meta", {}).get("dataset_meta") or {}).get("classes") or classes)
     if known != list(classes):
         differing = sorted(set(known) ^ set(classes))[:6]
         raise ValueError(

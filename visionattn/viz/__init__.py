@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures: training curves and labelled predictions. Needs the extra `viz` (`pip install "visionattn[viz]"`)."""
+"""Pictures: training curves, labelled images, detections and class maps.
+
+Needs the extra `viz` (`pip install "visionattn[viz]"`).
+"""
 
 from visionattn.viz.curves import draw_curves
+from visionattn.viz.dense import DensePrediction, Objects, draw_dense
 from visionattn.viz.predictions import Prediction, draw_predictions
 
-__all__ = ["Prediction", "draw_curves", "draw_predictions"]
+__all__ = ["DensePrediction", "Objects", "Prediction", "draw_curves", "draw_dense", "draw_predictions"]
