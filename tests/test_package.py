@@ -95,9 +95,9 @@ def test_public_names_are_the_documented_ones():
     assert set(visionattn.__all__) == {
         "ModelInfo", "__version__", "accelerate", "create_model", "info", "list_models", "load_checkpoint"}  # fmt: skip
     assert set(kernels.__all__) == {
-        "LocalPattern", "agent_attention", "aggregated_attention", "available_backends", "deformable_attention", "explain",
-        "focused_linear_attention", "halo_attention", "inline_attention", "local_attention", "ms_deform_attn",
-        "neighborhood_attention", "relative_attention", "routed_attention", "sample_points", "use_backend",
-        "window_attention"}  # fmt: skip
+        "LocalPattern", "agent_attention", "aggregated_attention", "available_backends", "deformable_attention",
+        "explain", "focused_linear_attention", "halo_attention", "inline_attention", "local_attention",
+        "ms_deform_attn", "neighborhood_attention", "relative_attention", "routed_attention", "sample_points",
+        "selective_scan", "use_backend", "window_attention"}  # fmt: skip
     for module in (visionattn, kernels):
         assert all(hasattr(module, name) for name in module.__all__)

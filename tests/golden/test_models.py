@@ -45,6 +45,8 @@ def is_large(record):
     """Whether it is slow: large models and images; micro models have the same layers, and counts are always checked."""
     if "host" in record["config"] and record["num_params"] > 7e6:  # one mixer in several hosts has 30 such records
         return True
+    if record["num_params"] > 1e6 and record["config"].get("stride") == 8:  # isotropic, four times the tokens
+        return True
     sizes = [math.prod(run["input"][-2:]) for run in record["runs"]]
     return record["num_params"] > 2e7 or max(sizes, default=0) > 400**2
 

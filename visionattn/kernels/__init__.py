@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attention ops: tensors in, tensors out. Layout (B, *spatial, heads, head_dim), any strides."""
 
+from visionattn.kernels.aggregated import aggregated_attention
 from visionattn.kernels.deformable import deformable_attention, ms_deform_attn, sample_points
 from visionattn.kernels.dispatch import available_backends, explain, use_backend
 from visionattn.kernels.linear import agent_attention, focused_linear_attention, inline_attention
@@ -8,10 +9,12 @@ from visionattn.kernels.local import halo_attention, local_attention, neighborho
 from visionattn.kernels.pattern import LocalPattern
 from visionattn.kernels.relative import relative_attention
 from visionattn.kernels.routed import routed_attention
+from visionattn.kernels.scan import selective_scan
 
 __all__ = [
     "LocalPattern",
     "agent_attention",
+    "aggregated_attention",
     "available_backends",
     "deformable_attention",
     "explain",
@@ -24,6 +27,7 @@ __all__ = [
     "relative_attention",
     "routed_attention",
     "sample_points",
+    "selective_scan",
     "use_backend",
     "window_attention",
 ]

@@ -2,6 +2,7 @@
 """Modules made of kernels: token mixers, stems, downsamplers, blocks, gates."""
 
 from .agent import AgentAttention
+from .aggregated import AggregatedAttention, CosineGlobalAttention
 from .attach import PLACES, attach
 from .attention import (
     GlobalAttention,
@@ -28,6 +29,7 @@ from .embed import (
     ConditionalPosition,
     ConvDownsample,
     ConvStem,
+    MiddleTokenEmbedding,
     OverlapStem,
     PatchDownsample,
     PatchMerging,
@@ -41,7 +43,7 @@ from .gates import GATES, create_gate
 from .halo import HaloAttention
 from .head import HEADS, pool_type_of
 from .hilo import HiLoAttention
-from .init import init_conv, init_conv_fan_out, init_linear, init_table
+from .init import init_conv, init_conv_fan_out, init_conv_lecun, init_linear, init_table
 from .inline import InlineAttention
 from .linear_mixer import split_class
 from .merging import DeformableMerging
@@ -49,12 +51,14 @@ from .mixers import MIXERS, create_mixer
 from .mlp import MLPS, DepthwiseMlp
 from .multi_scale import MultiScaleDeformableAttention
 from .names import pick, unknown
-from .norm import NORMS, LengthNorm, MapBatchNorm, create_norm
+from .norm import NORMS, LengthNorm, MapBatchNorm, RMSNorm, create_norm
 from .oversized import OversizedConvolution
 from .padding import pad_map, pad_to_multiple, pad_to_size
 from .polarized import PolarizedAttention
 from .recursive import GlobalLocalFilter, RecursiveGatedConvolution
 from .relative import BottleneckAttention, RelativeVectors, resize_vectors
+from .rotary import RotaryPosition
+from .scan import SelectiveScan
 from .slide import SlideAttention
 from .spatial_reduction import PooledAttention, SpatialReductionAttention
 from .strided import StridedBottleneckAttention, StridedHaloAttention
@@ -72,6 +76,7 @@ __all__ = [
     "PLACES",
     "STEMS",
     "AgentAttention",
+    "AggregatedAttention",
     "BAM",
     "BilevelAttention",
     "Block",
@@ -81,6 +86,7 @@ __all__ = [
     "ConditionalPosition",
     "ConvDownsample",
     "ConvStem",
+    "CosineGlobalAttention",
     "CosineWindowAttention",
     "CrossShapedAttention",
     "DAS",
@@ -98,6 +104,7 @@ __all__ = [
     "InlineAttention",
     "LengthNorm",
     "MapBatchNorm",
+    "MiddleTokenEmbedding",
     "MultiScaleDeformableAttention",
     "NeighborhoodAttention",
     "OverlapStem",
@@ -111,9 +118,12 @@ __all__ = [
     "PositionEmbedding",
     "PositionedDownsample",
     "PostNormMerging",
+    "RMSNorm",
     "RecursiveGatedConvolution",
     "RelativeAttention",
     "RelativeVectors",
+    "RotaryPosition",
+    "SelectiveScan",
     "SeparableConvolution",
     "SlideAttention",
     "SpatialReductionAttention",
@@ -130,6 +140,7 @@ __all__ = [
     "create_norm",
     "init_conv",
     "init_conv_fan_out",
+    "init_conv_lecun",
     "init_linear",
     "init_table",
     "pad_map",

@@ -11,7 +11,7 @@ from .attention import resize_table
 from .init import init_table
 from .merging import DeformableMerging
 from .norm import create_norm
-from .padding import pad_to_multiple, pad_to_patch
+from .padding import pad_map, pad_to_multiple, pad_to_patch
 
 
 class ConvStem(nn.Module):
@@ -87,17 +87,21 @@ class OverlapStem(nn.Module):
 
 
 class PatchStem(nn.Module):
-    """Image `(B, C, H, W)` to a map of non-overlapping patches.
+    """Image `(B, C, H, W)` to a map of patches, which do not overlap unless `stride` says so.
 
     Args:
         in_chans: Channels of the image.
         dim: Channels of the map.
-        patch_size: Side of a patch, the stride of the map.
+        patch_size: Side of a patch.
         norm: Whether a norm follows.
         drop_ragged: What becomes of the last rows and columns where they fill no patch: they are dropped, or
             filled up with zeros. An image smaller than a patch is filled up in any case.
         norm_layer: Name of the norm, one of `visionattn.layers.NORMS`.
         norm_eps: Added to the variance by the norm.
+        stride: Pixels from patch to patch, the stride of the map; None for `patch_size`.
+
+    Raises:
+        ValueError: If `patch_size` is not positive, or `stride` is not from 1 to `patch_size`.
     """
 
     first_conv = "proj"
@@ -111,22 +115,32 @@ class PatchStem(nn.Module):
         drop_ragged: bool = False,
         norm_layer: str = "layer",
         norm_eps: float = 1e-5,
+        stride: int | None = None,
     ) -> None:
         super().__init__()
         if patch_size < 1:
             raise ValueError(f"patch_size={patch_size} must be at least 1")
-        self.stride = patch_size
+        if stride is not None and not 1 <= stride <= patch_size:
+            raise ValueError(f"stride={stride} must be from 1 to patch_size={patch_size}")
+        self.stride = patch_size if stride is None else stride
+        self.overlap = patch_size - self.stride
         self.rounds_up = not drop_ragged
-        self.proj = nn.Conv2d(in_chans, dim, patch_size, stride=patch_size)
+        self.proj = nn.Conv2d(in_chans, dim, patch_size, stride=self.stride)
         self.norm = create_norm(norm_layer, dim, norm_eps) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Embeds an image of any size."""
+        if self.overlap or not self.rounds_up:
+            x = pad_to_patch(x, self.overlap + self.stride, channels_last=False)
         if self.rounds_up:
-            x = pad_to_multiple(x, self.stride, channels_last=False)
-        else:
-            x = pad_to_patch(x, self.stride, channels_last=False)
+            x = pad_map(x, *((self.overlap - side) % self.stride for side in x.shape[2:]), channels_last=False)
         return self.norm(self.proj(x).permute(0, 2, 3, 1))
+
+    def map_size(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the map of an image."""
+        spare = self.stride - 1 if self.rounds_up else 0
+        rows, columns = ((side - self.overlap + spare) // self.stride for side in (height, width))
+        return (rows, columns) if is_symbolic(height, width) else (max(rows, 1), max(columns, 1))
 
 
 class ConvDownsample(nn.Module):
@@ -328,6 +342,39 @@ class ClassTokenEmbedding(nn.Module):
             planes = resize_table(table.t().unflatten(1, self.map_size), size)
             table = planes.flatten(1).t()
         return torch.cat([first.expand(x.shape[0], 1, -1), x.flatten(1, 2) + table], 1)
+
+
+class MiddleTokenEmbedding(nn.Module):
+    """`ClassTokenEmbedding` whose class token stands amid the others, before the one that H * W / 2 precede.
+
+    Args:
+        dim: Channels of the map.
+        map_size: `(height, width)` that the position table is made for.
+
+    Paper: Vision Mamba, arXiv 2401.09417.
+    """
+
+    def __init__(self, dim: int, map_size: tuple[int, int]) -> None:
+        super().__init__()
+        self.tokens = ClassTokenEmbedding(dim, map_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens `(B, 1 + H * W, C)` of a map `(B, H, W, C)`."""
+        tokens = self.tokens(x)
+        middle, place = self._places(tokens)
+        earlier = torch.where(place < middle, place + 1, place)
+        return tokens.index_select(1, torch.where(place == middle, 0, earlier))
+
+    def class_first(self, tokens: Tensor) -> Tensor:
+        """Tokens in the usual order."""
+        middle, place = self._places(tokens)
+        later = torch.where(place <= middle, place - 1, place)
+        return tokens.index_select(1, torch.where(place == 0, middle, later))
+
+    @staticmethod
+    def _places(tokens: Tensor) -> tuple[int, Tensor]:
+        # Places are looked up, not sliced: a slice would tie a trace to how its example lay in memory.
+        return (tokens.shape[1] - 1) // 2, torch.arange(tokens.shape[1], device=tokens.device)
 
 
 class ConditionalPosition(nn.Module):

@@ -3,7 +3,7 @@
 
 import math
 
-from timm.layers import trunc_normal_
+from timm.layers import lecun_normal_, trunc_normal_
 from torch import Tensor, nn
 
 
@@ -28,6 +28,14 @@ def init_conv(module: nn.Module) -> None:
         init_table(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def init_conv_lecun(module: nn.Conv2d) -> None:
+    """Truncated normal weights of variance 1 / fan-in and zero biases."""
+    if not module.weight.is_meta:
+        lecun_normal_(module.weight)
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
 
 
 def init_linear(module: nn.Module) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from .agent import AgentAttention
+from .aggregated import AggregatedAttention, CosineGlobalAttention
 from .attention import GlobalAttention, NeighborhoodAttention, WindowAttention
 from .bilevel import BilevelAttention, EnhancedAttention
 from .convolution import GatedConvolution, Pooling, SeparableConvolution
@@ -20,6 +21,7 @@ from .names import pick
 from .oversized import OversizedConvolution
 from .recursive import RecursiveGatedConvolution
 from .relative import BottleneckAttention
+from .scan import SelectiveScan
 from .slide import SlideAttention
 from .spatial_reduction import PooledAttention, SpatialReductionAttention
 from .tokens import TokenAttention
@@ -28,6 +30,7 @@ MIXERS: dict[str, type[nn.Module]] = {
     "neighborhood": NeighborhoodAttention,
     "window": WindowAttention,
     "cosine_window": CosineWindowAttention,
+    "cosine_global": CosineGlobalAttention,
     "global": GlobalAttention,
     "halo": HaloAttention,
     "bottleneck": BottleneckAttention,
@@ -39,6 +42,7 @@ MIXERS: dict[str, type[nn.Module]] = {
     "deformable": DeformableAttention,
     "slide": SlideAttention,
     "agent": AgentAttention,
+    "aggregated": AggregatedAttention,
     "focused_linear": FocusedLinearAttention,
     "inline": InlineAttention,
     "hilo": HiLoAttention,
@@ -46,6 +50,7 @@ MIXERS: dict[str, type[nn.Module]] = {
     "gated_cnn": GatedConvolution,
     "oversized": OversizedConvolution,
     "recursive_gated": RecursiveGatedConvolution,
+    "selective_scan": SelectiveScan,
     "separable": SeparableConvolution,
     "pooling": Pooling,
     "identity": nn.Identity,

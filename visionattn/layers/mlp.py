@@ -39,9 +39,37 @@ class DepthwiseMlp(nn.Module):
         return self.drop(self.fc2(self.drop(x)))
 
 
+class ConvGluMlp(nn.Module):
+    """Gated MLP whose gate has a depth-wise 3x3 convolution: one half of the hidden channels gates the other.
+
+    Args:
+        dim: Channels of the map.
+        hidden: Channels inside that an MLP without a gate would have; two thirds of them cost as much with one.
+        drop: Dropout after the product and after the last layer.
+
+    Paper: TransNeXt, arXiv 2311.17132.
+    """
+
+    def __init__(self, dim: int, hidden: int, drop: float = 0.0) -> None:
+        super().__init__()
+        width = int(2 * hidden / 3)
+        self.fc1 = nn.Linear(dim, 2 * width)
+        self.conv = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        self.act = nn.GELU()
+        self.drop = nn.Dropout(drop)
+        self.fc2 = nn.Linear(width, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `(B, H, W, C)` to the same shape."""
+        gate, value = self.fc1(x).chunk(2, -1)
+        gate = self.conv(gate.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.drop(self.fc2(self.drop(self.act(gate) * value)))
+
+
 MLPS: dict[str, Callable[..., nn.Module]] = {
     "mlp": Mlp,
     "gated": partial(GluMlp, act_layer=nn.GELU, bias=(True, False)),  # the second half of the hidden channels gates
+    "conv_glu": ConvGluMlp,
     "depthwise": DepthwiseMlp,
     "depthwise_relu": partial(DepthwiseMlp, relu=True),
     "depthwise_residual": partial(DepthwiseMlp, residual=True),

@@ -52,7 +52,34 @@ class LengthNorm(nn.Module):
         return F.normalize(wide, dim=-1, eps=self.eps).to(x.dtype) * self.weight
 
 
-NORMS: dict[str, type[nn.Module]] = {"layer": nn.LayerNorm, "batch": MapBatchNorm, "length": LengthNorm}
+class RMSNorm(nn.Module):
+    """Channels divided by their root mean square; no bias.
+
+    Args:
+        dim: Channels of the map.
+        eps: Added to the mean square.
+
+    Paper: Root Mean Square Layer Normalization, arXiv 1910.07467.
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Norms `(..., C)`."""
+        wide = x if x.dtype == torch.float64 else x.float()  # squares of half precision overflow
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return wide.to(x.dtype) * self.weight
+
+
+NORMS: dict[str, type[nn.Module]] = {
+    "layer": nn.LayerNorm,
+    "batch": MapBatchNorm,
+    "length": LengthNorm,
+    "rms": RMSNorm,
+}
 
 
 def create_norm(name: str, dim: int, eps: float = 1e-5) -> nn.Module:

@@ -4,7 +4,7 @@
 A host is a stem, a list of levels and a head. A level turns one map into the next; what it returns is a feature.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from timm.models import checkpoint
@@ -62,7 +62,7 @@ class VisionModel(nn.Module):
         """Feature of one level."""
         return self.run_block(level, x)
 
-    def run_block(self, block: nn.Module, x: Tensor, *more: Any) -> Tensor:
+    def run_block(self, block: Callable[..., Tensor], x: Tensor, *more: Any) -> Tensor:
         """One block, recomputed in the backward pass where gradient checkpointing is on."""
         if self.grad_checkpointing:
             return checkpoint(block, x, *more)

@@ -164,7 +164,7 @@ def _resized(name: str, tensor: Tensor, target: Tensor) -> Tensor:
         return tensor if tensor.shape == target.shape else resize_vectors(tensor, target.shape[0])
     if name.endswith(("_rows", "_columns")) and tensor.shape[:-1] == target.shape[:-1]:
         return resize_line(tensor, target.shape[-1])
-    if name == "pos_embed.table" and tensor.ndim == 2 and tensor.shape != target.shape:
+    if name in ("pos_embed.table", "pos_embed.tokens.table") and tensor.ndim == 2 and tensor.shape != target.shape:
         return _resized_tokens(tensor, target)
     is_table = name.endswith((".rpb", ".key_positions", ".position.table")) or name == "pos_embed.table"
     if not is_table or tensor.ndim != 3 or tensor.shape == target.shape or tensor.shape[0] != target.shape[0]:
