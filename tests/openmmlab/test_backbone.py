@@ -382,6 +382,7 @@ def test_packages_are_found_by_either_of_their_names():
         packages.get_installed_path("mmnothing")
 
 
+@pytest.mark.slow
 def test_it_needs_mmengine_alone():
     code = (
         "import sys\n"

@@ -20,7 +20,7 @@ from visionattn.openmmlab.heads.hierarchical import HierarchicalSegmentor  # noq
 from visionattn.openmmlab.heads.ocr import OCR, fuse_scales, resize  # noqa: E402
 
 FOLDER = Path(__file__).parent / "psa"
-MICROS = ("micro_mscale_p", "micro_mscale_s", "micro_ocr_s")
+MICROS = (pytest.param("micro_mscale_p", marks=pytest.mark.slow), "micro_mscale_s", "micro_ocr_s")
 
 
 def load(name):

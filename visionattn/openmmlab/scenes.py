@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from mmdet.datasets import CocoDataset
     from mmseg.datasets import BaseSegDataset
 
-# Greys and earth tones under the digits' bright ones; the digits have the same colours in both tasks.
+# Earth tones under a bright one for digits.
 DIGIT_PALETTE = (
     (230, 60, 60), (255, 140, 0), (250, 210, 40), (140, 210, 40), (30, 150, 70),
     (40, 200, 200), (60, 130, 240), (110, 70, 220), (220, 70, 220), (255, 150, 190),
 )  # fmt: skip
-BACKGROUND_PALETTE = ((70, 70, 70), (130, 80, 60), (95, 110, 70), (130, 130, 140))
+CLASS_PALETTE = ((70, 70, 70), (150, 80, 60), (80, 130, 60), (150, 140, 120), (250, 210, 40))
 
 
 # Functions, as mmdet and mmsegmentation are imported only by who builds a dataset of theirs.
@@ -66,7 +66,7 @@ def scenes_segmentation(
 ) -> BaseSegDataset:
     """One split of the scenes as mmsegmentation's BaseSegDataset; needs the extra `segmentation`.
 
-    Its classes are four backgrounds and the ten digits. As in ADE20K, value 0 of the masks is ignored
+    Its classes are four backgrounds and the digits. As in ADE20K, value 0 of the masks is ignored
     (`reduce_zero_label`).
 
     Args:
@@ -85,7 +85,7 @@ def scenes_segmentation(
     return BaseSegDataset(
         data_root=str(data_root),
         data_prefix={"img_path": f"images/{split}", "seg_map_path": f"annotations/{split}"},
-        metainfo={"classes": CLASSES, "palette": [*BACKGROUND_PALETTE, *DIGIT_PALETTE], **(metainfo or {})},
+        metainfo={"classes": CLASSES, "palette": CLASS_PALETTE, **(metainfo or {})},
         reduce_zero_label=True,
         **options,
     )
