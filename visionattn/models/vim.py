@@ -179,7 +179,7 @@ def _published(name: str) -> Published:
         f"https://huggingface.co/hustvl/Vim-{size}-midclstok",
         *FIGURES[name],
         is_page=True,
-        note=f"Files of Vim-{size} lie in a repository{both}, to be downloaded by hand.",
+        note=f"Files of Vim-{size} lie in a repository{both}, to be downloaded by hand",
     )
 
 
