@@ -10,7 +10,7 @@ VISIONATTN_SCENES says.
 _base_ = ["../_base_/dense_runtime.py"]
 default_scope = "mmseg"
 
-epochs = 14
+epochs = 10
 data_root = "{{$VISIONATTN_SCENES:data/scenes}}"
 scenes = dict(training=800, validation=160, height=128, width=160, digits=4, seed=0)
 size = (128, 160)  # height, width

@@ -30,22 +30,23 @@ BACKGROUNDS = ("photograph", "brick", "grass", "gravel")
 CLASSES = (*BACKGROUNDS, "digit")  # of the masks: class i has the value i + 1, as in ADE20K
 UNDECIDED = 0  # value of a digit's outline, neither ink nor background; readers with reduce_zero_label ignore it
 
-# All of them lie in the wheels of scikit-image and scikit-learn (.jpg); none is downloaded. The textures are known to
-# both splits, by their left half in training and by their right half in validation.
-PHOTOGRAPHS = {
-    "training": (
-        "astronaut",
-        "camera",
-        "chelsea",
-        "china.jpg",
-        "immunohistochemistry",
-        "moon",
-        "retina",
-        "rocket",
-        "stereo_motorcycle",
-    ),
-    "validation": ("coffee", "coins", "flower.jpg", "hubble_deep_field"),
-}
+# All of them lie in the wheels of scikit-image and scikit-learn (.jpg); none is downloaded. Training has the left half of
+# each, validation the right half.
+PHOTOGRAPHS = (
+    "astronaut",
+    "camera",
+    "chelsea",
+    "china.jpg",
+    "coffee",
+    "coins",
+    "flower.jpg",
+    "hubble_deep_field",
+    "immunohistochemistry",
+    "moon",
+    "retina",
+    "rocket",
+    "stereo_motorcycle",
+)
 # The pictures of textures are grey; these are about their colours.
 TEXTURES = {"brick": (1.0, 0.6, 0.5), "grass": (0.65, 1.0, 0.4), "gravel": (1.0, 0.92, 0.8)}
 
@@ -191,7 +192,7 @@ class SceneMaker:
             raise ValueError(f"split={split!r} must be one of {', '.join(map(repr, SPLITS))}")
         self.split, self.settings = split, settings
         self.scans, self.labels = digit_scans("train" if split == "training" else "test")
-        self.photographs = {name: _photograph(name) for name in PHOTOGRAPHS[split]}
+        self.photographs = {name: _half(_photograph(name), split) for name in PHOTOGRAPHS}
         self.textures = {name: _half(_photograph(name), split) for name in TEXTURES}
 
     def draw(self, index: int) -> Scene:
