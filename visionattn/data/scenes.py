@@ -30,8 +30,8 @@ BACKGROUNDS = ("photograph", "brick", "grass", "gravel")
 CLASSES = (*BACKGROUNDS, "digit")  # of the masks: class i has the value i + 1, as in ADE20K
 UNDECIDED = 0  # value of a digit's outline, neither ink nor background; readers with reduce_zero_label ignore it
 
-# All of them lie in the wheels of scikit-image and scikit-learn (.jpg); none is downloaded. Training has the left half of
-# each, validation the right half.
+# All of them lie in the wheels of scikit-image and scikit-learn (.jpg); none is downloaded. Training has the left half
+# of each, validation the right half.
 PHOTOGRAPHS = (
     "astronaut",
     "camera",
