@@ -32,7 +32,7 @@ NAMES = visionattn.list_models()
 
 
 # Checks that take many seconds a model: of these families by default, of the others if asked for.
-SAMPLED = ("swin", "nat", "cbam")
+SAMPLED = ("nat", "cbam")
 COSTLY = [pytest.param(key, marks=[] if key.split("-")[0] in SAMPLED else [pytest.mark.slow]) for key in PLAIN]
 TAGGED = visionattn.list_models(tags=True)
 SIZES = [(61, 75), (33, 130), (5, 3), (1, 1)]
