@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import visionattn
-from visionattn.models import convert_checkpoint
+from visionattn.models import convert, convert_checkpoint
 
 MICRO = dict(embed_dim=16, depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 8))
 NAT = dict(**MICRO, kernel_size=3, layer_scale=0.5)
@@ -351,3 +351,20 @@ def test_a_file_in_the_authors_names_is_converted_as_a_whole_or_not_at_all(tmp_p
     with pytest.raises(ValueError, match="does not fit the model"):
         convert_checkpoint(tmp_path / "nat_mini.pth", "va_nat_tiny", tmp_path / "wrong.safetensors")
     assert [path.name for path in tmp_path.iterdir() if "wrong.s" in path.name] == []
+
+
+def test_filters_of_another_size_are_resized_over_the_grid_they_stand_on():
+    small = {"depths": (1,), "embed_dim": 8, "orders": (2,), "num_classes": 3}
+    source, target = (
+        visionattn.models.FAMILIES["hornet"].build(**small, filter_sizes=((h, w),)) for h, w in ((4, 3), (7, 5))
+    )
+    entries = {k: torch.randn_like(v) for k, v in source.state_dict().items()}
+    name = "stages.0.blocks.0.attn.filter.filter"
+    loaded = convert(entries, target)[name]
+    assert loaded.shape == target.state_dict()[name].shape
+    corners = [loaded[:, i, j] for i in (0, -1) for j in (0, -1)]  # aligned: they stay
+    expected = [entries[name][:, i, j] for i in (0, -1) for j in (0, -1)]
+    torch.testing.assert_close(corners, expected)
+    torch.testing.assert_close(loaded[:, 3, 2], entries[name][:, 1:3, 1].mean(1))  # halfway between rows
+    with pytest.raises(ValueError, match=r"filter\.filter"):
+        convert(entries, target, resize=False)

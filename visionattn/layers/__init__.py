@@ -55,7 +55,7 @@ from .norm import NORMS, LengthNorm, MapBatchNorm, RMSNorm, create_norm
 from .oversized import OversizedConvolution
 from .padding import pad_map, pad_to_multiple, pad_to_size
 from .polarized import PolarizedAttention
-from .recursive import GlobalLocalFilter, RecursiveGatedConvolution
+from .recursive import GlobalLocalFilter, RecursiveGatedConvolution, resize_filter
 from .relative import BottleneckAttention, RelativeVectors, resize_vectors
 from .rotary import RotaryPosition
 from .scan import SelectiveScan
@@ -148,6 +148,7 @@ __all__ = [
     "pad_to_size",
     "pick",
     "pool_type_of",
+    "resize_filter",
     "resize_line",
     "resize_table",
     "resize_vectors",

@@ -13,6 +13,7 @@ from visionattn.kernels.aggregated_torch import positions_inside
 from visionattn.kernels.pattern import ceil_div, is_symbolic
 
 from .attention import resize_table
+from .checks import check_heads, check_odd
 from .init import init_table
 from .pooling import average_cells
 
@@ -42,8 +43,7 @@ class ExtrapolatingAttention(nn.Module):
         self, dim: int, num_heads: int, pretrained_size: Size, map_size: Size | None, proj_drop: float
     ) -> None:
         super().__init__()
-        if num_heads < 1 or dim % num_heads != 0:
-            raise ValueError(f"num_heads={num_heads} must be a positive divisor of dim={dim}")
+        check_heads(dim, num_heads)
         for name, size in (("pretrained_size", pretrained_size), ("map_size", map_size)):
             if size is not None and min(to_2tuple(size)) < 1:
                 raise ValueError(f"{name}={size} must be positive")
@@ -164,8 +164,7 @@ class AggregatedAttention(ExtrapolatingAttention):
         proj_drop: float = 0.0,
     ) -> None:
         super().__init__(dim, num_heads, pretrained_size, map_size, proj_drop)
-        if window_size < 1 or window_size % 2 == 0:
-            raise ValueError(f"window_size={window_size} must be odd and positive")
+        check_odd("window_size", window_size)
         if reduction < 1:
             raise ValueError(f"reduction={reduction} must be at least 1")
         if pool_size is not None and pool_size < 1:

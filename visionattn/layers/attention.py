@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from visionattn.kernels import neighborhood_attention, window_attention
 from visionattn.kernels.pattern import is_symbolic
 
+from .checks import check_heads
 from .init import init_table
 from .padding import crop_to_size, pad_to_size
 
@@ -39,8 +40,7 @@ class RelativeAttention(nn.Module):
         proj_drop: float = 0.0,
     ) -> None:
         super().__init__()
-        if num_heads < 1 or dim % num_heads != 0:
-            raise ValueError(f"num_heads={num_heads} must be a positive divisor of dim={dim}")
+        check_heads(dim, num_heads)
         if extent is not None and min(extent) < 1:
             raise ValueError(f"kernel, window or map size {extent} must be positive")
         self.dim = dim
@@ -70,7 +70,8 @@ class RelativeAttention(nn.Module):
         return self.proj_drop(self.proj(x.flatten(3)))
 
 
-def _output(result: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+def output_of(result: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+    """What an op returned, without the log-sum-exp that it may have returned too."""
     return result if isinstance(result, Tensor) else result[0]
 
 
@@ -114,7 +115,7 @@ class NeighborhoodAttention(RelativeAttention):
         reach = self.kernel_size * self.dilation
         q, k, v = self.project_in(pad_to_size(x, reach, reach))
         out = neighborhood_attention(q, k, v, self.kernel_size, dilation=self.dilation, scale=self.scale, bias=self.rpb)
-        return self.project_out(crop_to_size(_output(out), height, width))
+        return self.project_out(crop_to_size(output_of(out), height, width))
 
     def attention_macs(self, height: int, width: int) -> int:
         """Multiply-accumulates of the two attention products on one map, bias and softmax left out."""
@@ -183,7 +184,7 @@ class WindowAttention(RelativeAttention):
             pad_k=pad_k,
             pad_v=pad_v,
         )
-        return self.project_out(_output(out))
+        return self.project_out(output_of(out))
 
     def position_bias(self) -> Tensor | None:
         """Table `(heads, 2*height-1, 2*width-1)` added to the logits, by key position minus query position."""
@@ -256,7 +257,7 @@ class GlobalAttention(RelativeAttention):
             bias = resize_table(bias, (2 * height - 1, 2 * width - 1))
         # A neighbourhood as large as the map is the map, for every query.
         out = neighborhood_attention(*self.project_in(x), (height, width), scale=self.scale, bias=bias)
-        return self.project_out(_output(out))
+        return self.project_out(output_of(out))
 
     def attention_macs(self, height: int, width: int) -> int:
         """Multiply-accumulates of the two attention products on one map, bias and softmax left out."""

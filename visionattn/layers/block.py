@@ -59,13 +59,13 @@ class Block(nn.Module):
         self.attn, self.mlp = mixer, None
         if mixer is not None:
             self.norm1 = create_norm(norm_layer, dim, norm_eps)
-            self.scale1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
+            self.scale1 = _factors(dim, layer_scale)
+            self.input_scale1 = _factors(dim, input_scale)
         if mlp is not None:
             self.norm2 = create_norm(norm_layer, dim, norm_eps)
             self.mlp = pick("mlp", mlp, MLPS)(dim, int(dim * mlp_ratio), drop=proj_drop)
-            self.scale2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
-        scaled = 0 if input_scale is None else 1 if mlp is None else 2
-        self.input_scales = nn.ModuleList(LayerScale(dim, input_scale) for _ in range(scaled))
+            self.scale2 = _factors(dim, layer_scale)
+            self.input_scale2 = _factors(dim, input_scale)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         if post_norm:
             for name in ("norm1", "norm2"):
@@ -80,13 +80,20 @@ class Block(nn.Module):
         x = self.position(x)
         more = (size,) if size is not None else (x,) if getattr(self.attn, "takes_input", False) else ()
         if self.attn is not None:
-            x = self._with_branch(0, self.attn, self.norm1, self.scale1, x, *more)
-        return x if self.mlp is None else self._with_branch(-1, self.mlp, self.norm2, self.scale2, x)
+            x = self._with_branch(self.attn, self.norm1, self.scale1, self.input_scale1, x, *more)
+        if self.mlp is None:
+            return x
+        return self._with_branch(self.mlp, self.norm2, self.scale2, self.input_scale2, x)
 
     def _with_branch(
-        self, i: int, layer: nn.Module, norm: nn.Module, scale: nn.Module, x: Tensor, *more: Any
+        self, layer: nn.Module, norm: nn.Module, scale: nn.Module, input_scale: nn.Module, x: Tensor, *more: Any
     ) -> Tensor:
         if self.norm_sums:
-            return norm(x + self.drop_path(scale(layer(x, *more))))
+            return norm(input_scale(x) + self.drop_path(scale(layer(x, *more))))
         branch = scale(norm(layer(x, *more)) if self.post_norm else layer(norm(x), *more))
-        return (self.input_scales[i](x) if self.input_scales else x) + self.drop_path(branch)
+        return input_scale(x) + self.drop_path(branch)
+
+
+def _factors(dim: int, initial: float | None) -> nn.Module:
+    """Per-channel factors, or none."""
+    return nn.Identity() if initial is None else LayerScale(dim, initial)

@@ -5,6 +5,8 @@ import torch
 from timm.layers import get_act_layer
 from torch import Tensor, nn
 
+from .checks import check_odd
+
 
 class GatedConvolution(nn.Module):
     """Mamba's block without its state space model.
@@ -44,7 +46,7 @@ class GatedConvolution(nn.Module):
                 f"conv_ratio={conv_ratio} makes {convolved} of {dim} channels; it must make 1 to {hidden}, which "
                 f"expansion_ratio={expansion_ratio} gives"
             )
-        _check_kernel(kernel_size)
+        check_odd("kernel_size", kernel_size)
         self.split = (hidden, hidden - convolved, convolved)
         self.fc1 = nn.Linear(dim, 2 * hidden)
         self.conv = nn.Conv2d(convolved, convolved, kernel_size, padding=kernel_size // 2, groups=convolved)
@@ -74,7 +76,7 @@ class SeparableConvolution(nn.Module):
 
     def __init__(self, dim: int, num_heads: int = 1, kernel_size: int = 5, proj_drop: float = 0.0) -> None:
         super().__init__()
-        _check_kernel(kernel_size)
+        check_odd("kernel_size", kernel_size)
         self.fc1 = nn.Linear(dim, dim)
         self.conv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
         self.fc2 = nn.Linear(dim, dim)
@@ -103,15 +105,10 @@ class Pooling(nn.Module):
 
     def __init__(self, dim: int, num_heads: int = 1, kernel_size: int = 3, proj_drop: float = 0.0) -> None:
         super().__init__()
-        _check_kernel(kernel_size)
+        check_odd("kernel_size", kernel_size)
         self.pool = nn.AvgPool2d(kernel_size, 1, kernel_size // 2, count_include_pad=False)
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x: Tensor) -> Tensor:
         """Mixes `(B, H, W, C)`, any H, W >= 1."""
         return self.proj_drop(self.pool(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) - x)
-
-
-def _check_kernel(kernel_size: int) -> None:
-    if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size={kernel_size} must be odd and positive")

@@ -13,6 +13,7 @@ from visionattn.kernels.deformable import GRIDS
 from visionattn.kernels.deformable_torch import axis_points
 from visionattn.kernels.pattern import is_symbolic
 
+from .checks import check_heads
 from .init import init_table
 from .padding import pad_to_patch, pad_to_size
 
@@ -116,8 +117,7 @@ class DeformableAttention(nn.Module):
         proj_drop: float = 0.0,
     ) -> None:
         super().__init__()
-        if num_heads < 1 or dim % num_heads:
-            raise ValueError(f"num_heads={num_heads} must be a positive divisor of dim={dim}")
+        check_heads(dim, num_heads)
         if num_groups < 1 or num_heads % num_groups:
             raise ValueError(f"num_groups={num_groups} must be a positive divisor of num_heads={num_heads}")
         if min(stride, kernel_size, *to_2tuple(map_size)) < 1:

@@ -10,6 +10,7 @@ from visionattn.kernels import focused_linear_attention
 from visionattn.kernels.pattern import is_symbolic
 
 from .attention import resize_table
+from .checks import check_odd
 from .linear_mixer import LinearMixer, depthwise
 
 
@@ -52,8 +53,7 @@ class FocusedLinearAttention(LinearMixer):
         size = to_2tuple(map_size)
         if power <= 0:
             raise ValueError(f"power={power} must be positive")
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size={kernel_size} must be odd and positive")
+        check_odd("kernel_size", kernel_size)
         if min(size) < 1:
             raise ValueError(f"map_size={size} must be positive")
         self.power = power

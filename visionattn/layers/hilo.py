@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from visionattn.kernels import window_attention
 
+from .attention import output_of
+from .checks import check_heads
 from .padding import pad_to_multiple
 
 
@@ -40,8 +42,7 @@ class HiLoAttention(nn.Module):
         proj_drop: float = 0.0,
     ) -> None:
         super().__init__()
-        if num_heads < 1 or dim % num_heads != 0:
-            raise ValueError(f"num_heads={num_heads} must be a positive divisor of dim={dim}")
+        check_heads(dim, num_heads)
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha={alpha} must be from 0 to 1")
         if window_size < 1:
@@ -92,8 +93,7 @@ class HiLoAttention(nn.Module):
         if self.high_qkv.bias is not None:
             # The padding is zero before the projection: what is left of it is the bias.
             pads = self.high_qkv.bias.to(k.dtype).view(3, self.high_heads, self.head_dim)[1:].unbind(0)
-        out = window_attention(q, k, v, self.window_size, pad_k=pads[0], pad_v=pads[1])
-        return out if isinstance(out, Tensor) else out[0]
+        return output_of(window_attention(q, k, v, self.window_size, pad_k=pads[0], pad_v=pads[1]))
 
     def _in_all(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         out = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q.flatten(1, 2), k, v)))

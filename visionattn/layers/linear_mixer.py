@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from visionattn.kernels.pattern import is_symbolic
 
+from .checks import check_heads
 from .padding import pad_to_patch
 
 
@@ -39,8 +40,7 @@ class LinearMixer(nn.Module):
         class_token: bool = False,
     ) -> None:
         super().__init__()
-        if num_heads < 1 or dim % num_heads != 0:
-            raise ValueError(f"num_heads={num_heads} must be a positive divisor of dim={dim}")
+        check_heads(dim, num_heads)
         if reduction is not None and (reduction < 1 or class_token):
             raise ValueError(f"reduction={reduction} must be at least 1, and None beside a class token")
         self.dim, self.num_heads, self.reduction, self.class_token = dim, num_heads, reduction, class_token

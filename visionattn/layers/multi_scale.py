@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from visionattn.kernels import ms_deform_attn
 
+from .checks import check_heads
+
 
 class MultiScaleDeformableAttention(nn.Module):
     """Each query reads `num_points` points around its reference on every level; offsets and weights are linear in it.
@@ -30,8 +32,7 @@ class MultiScaleDeformableAttention(nn.Module):
 
     def __init__(self, dim: int = 256, num_heads: int = 8, num_levels: int = 4, num_points: int = 4) -> None:
         super().__init__()
-        if num_heads < 1 or dim % num_heads:
-            raise ValueError(f"num_heads={num_heads} must be a positive divisor of dim={dim}")
+        check_heads(dim, num_heads)
         if min(num_levels, num_points) < 1:
             raise ValueError(f"num_levels={num_levels} and num_points={num_points} must be positive")
         self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points

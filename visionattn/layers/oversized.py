@@ -6,6 +6,8 @@ from torch.nn import functional as F
 
 from visionattn.kernels.pattern import is_symbolic
 
+from .checks import check_odd
+
 
 class OversizedConvolution(nn.Module):
     """One half of the channels convolved along whole columns and rows, and locally; it multiplies the other half.
@@ -36,8 +38,7 @@ class OversizedConvolution(nn.Module):
     ) -> None:
         super().__init__()
         for name, size in (("kernel_size", kernel_size), ("local_kernel_size", local_kernel_size)):
-            if size < 1 or size % 2 == 0:
-                raise ValueError(f"{name}={size} must be odd and positive")
+            check_odd(name, size)
         self.fc1 = nn.Linear(dim, 2 * dim)
         self.columns = _depthwise(dim, (kernel_size, 1))
         self.rows = _depthwise(dim, (1, kernel_size))

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from visionattn.kernels.fourier import irfft2, rfft2
 
+from .checks import check_odd
 from .init import init_table
 
 NORM_EPS = 1e-6
@@ -50,10 +51,14 @@ class GlobalLocalFilter(nn.Module):
         # Fourier transforms in half precision overflow, and need sides that are powers of 2.
         x = x if x.dtype == torch.float64 else x.float()
         real, imaginary = rfft2(x)
-        planes = self.filter.to(x.dtype).permute(0, 3, 1, 2)
-        planes = F.interpolate(planes, tuple(real.shape[-2:]), mode="bilinear", align_corners=True)
-        wr, wi = planes.unbind(1)
+        wr, wi = resize_filter(self.filter.to(x.dtype), (real.shape[-2], real.shape[-1])).unbind(-1)
         return irfft2(real * wr - imaginary * wi, real * wi + imaginary * wr, (x.shape[-2], x.shape[-1]))
+
+
+def resize_filter(table: Tensor, size: tuple[int, int]) -> Tensor:
+    """Filter `(C, h, w, 2)` resized to `size` over the half spectrum as it stands, which moves its frequencies."""
+    planes = F.interpolate(table.permute(0, 3, 1, 2), size, mode="bilinear", align_corners=True)
+    return planes.permute(0, 2, 3, 1)
 
 
 class RecursiveGatedConvolution(nn.Module):
@@ -89,8 +94,7 @@ class RecursiveGatedConvolution(nn.Module):
         super().__init__()
         if order < 1 or dim % 2 ** (order - 1):
             raise ValueError(f"dim={dim} must be divisible by {2 ** max(order - 1, 0)}, as order={order} (at least 1)")
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size={kernel_size} must be odd and positive")
+        check_odd("kernel_size", kernel_size)
         self.dims = [dim // 2**k for k in reversed(range(order))]
         self.scale = scale
         gates = sum(self.dims)

@@ -4,6 +4,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .checks import check_heads
 from .padding import pad_to_patch
 from .pooling import average_cells
 
@@ -38,8 +39,7 @@ class SpatialReductionAttention(nn.Module):
         proj_drop: float = 0.0,
     ) -> None:
         super().__init__()
-        if num_heads < 1 or dim % num_heads != 0:
-            raise ValueError(f"num_heads={num_heads} must be a positive divisor of dim={dim}")
+        check_heads(dim, num_heads)
         if reduction < 1:
             raise ValueError(f"reduction={reduction} must be at least 1")
         self.dim = dim

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from visionattn._files import replacing
-from visionattn.layers import resize_line, resize_table, resize_vectors
+from visionattn.layers import resize_filter, resize_line, resize_table, resize_vectors
 
 _logger = logging.getLogger(__name__)
 
@@ -160,6 +160,8 @@ def _attempt(
 
 def _resized(name: str, tensor: Tensor, target: Tensor) -> Tensor:
     """Tables whose last two axes are positions, or whose first is an offset, fit any model: they are resized."""
+    if name.endswith(".filter") and tensor.ndim == 4 and tensor.shape[0] == target.shape[0]:
+        return resize_filter(tensor, (target.shape[1], target.shape[2]))
     if name.endswith((".height_rel", ".width_rel")) and tensor.ndim == 2 and tensor.shape[1] == target.shape[1]:
         return tensor if tensor.shape == target.shape else resize_vectors(tensor, target.shape[0])
     if name.endswith(("_rows", "_columns")) and tensor.shape[:-1] == target.shape[:-1]:
@@ -170,6 +172,14 @@ def _resized(name: str, tensor: Tensor, target: Tensor) -> Tensor:
     if not is_table or tensor.ndim != 3 or tensor.shape == target.shape or tensor.shape[0] != target.shape[0]:
         return tensor
     return resize_table(tensor, (target.shape[1], target.shape[2]))
+
+
+def to_stage(path: str, shift: int = 1) -> Callable[[re.Match[str]], str]:
+    """Replacement that turns a stage's number, counted from `shift`, into the name of `path` in that stage of ours.
+
+    With stages counted from 0, a `shift` of 1 leads to what ends the stage before.
+    """
+    return lambda match: f"stages.{int(match[1]) - shift}.{path}"
 
 
 def pointwise(tensor: Tensor, target: Tensor) -> Tensor:

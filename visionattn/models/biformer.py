@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from ._checkpoint import KeyMap, pointwise
+from ._checkpoint import KeyMap, pointwise, to_stage
 from ._pyramid import MixerArgs, Pyramid
 from ._reference import source_file
 from ._registry import Dense, Family, Paper, Published, register
@@ -111,11 +111,6 @@ def _init_as_convolutions(model: Pyramid) -> None:
             module.reset_parameters()
 
 
-def _previous(path: str) -> Any:
-    """Replacement that turns a stage into what ends the stage before."""
-    return lambda match: f"stages.{int(match[1]) - 1}.{path}"
-
-
 SHARED = (
     (r"\.pos_embed\.", ".position.conv."),
     (r"\.gamma([12])$", r".scale\1.gamma"),
@@ -140,8 +135,8 @@ CONV_LAYOUT = KeyMap(
         (r"^downsample_layers\.0\.1\.", "stem.mid_norm.bn."),
         (r"^downsample_layers\.0\.3\.", "stem.proj.1."),
         (r"^downsample_layers\.0\.4\.", "stem.norm.bn."),
-        (r"^downsample_layers\.(\d)\.0\.", _previous("down.reduction.")),
-        (r"^downsample_layers\.(\d)\.1\.", _previous("down.norm.bn.")),
+        (r"^downsample_layers\.(\d)\.0\.", to_stage("down.reduction.")),
+        (r"^downsample_layers\.(\d)\.1\.", to_stage("down.norm.bn.")),
         (r"^stages\.(\d)\.(\d+\.)", r"stages.\1.blocks.\2"),
         *SHARED,
     ),
@@ -151,8 +146,8 @@ PATCH_LAYOUT = KeyMap(
     (
         (r"^downsample_layers\.0\.0\.", "stem.proj."),
         (r"^downsample_layers\.0\.1\.", "stem.norm.bn."),
-        (r"^downsample_layers\.(\d)\.0\.", _previous("down.norm.bn.")),
-        (r"^downsample_layers\.(\d)\.1\.", _previous("down.proj.")),
+        (r"^downsample_layers\.(\d)\.0\.", to_stage("down.norm.bn.")),
+        (r"^downsample_layers\.(\d)\.1\.", to_stage("down.proj.")),
         *SHARED,
     ),
 )

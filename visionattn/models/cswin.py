@@ -10,7 +10,7 @@ Weights: MIT.
 from collections.abc import Sequence
 from typing import Any
 
-from ._checkpoint import KeyMap
+from ._checkpoint import KeyMap, to_stage
 from ._pyramid import MixerArgs, Pyramid
 from ._reference import no_records
 from ._registry import Family, Paper, Published, register
@@ -83,9 +83,9 @@ KEYS = KeyMap(
     (
         (r"^stage1_conv_embed\.0\.", "stem.proj."),
         (r"^stage1_conv_embed\.2\.", "stem.norm."),
-        (r"^merge(\d)\.conv\.", lambda m: f"stages.{int(m[1]) - 1}.down.reduction."),
-        (r"^merge(\d)\.norm\.", lambda m: f"stages.{int(m[1]) - 1}.down.norm."),
-        (r"^stage(\d)\.", lambda m: f"stages.{int(m[1]) - 1}.blocks."),
+        (r"^merge(\d)\.conv\.", to_stage("down.reduction.")),
+        (r"^merge(\d)\.norm\.", to_stage("down.norm.")),
+        (r"^stage(\d)\.", to_stage("blocks.")),
         (r"^(stages\.\d\.blocks\.\d+)\.(qkv|proj)\.", r"\1.attn.\2."),
         (r"\.attns\.(\d)\.get_v\.", r".attn.lepe.\1."),
         (r"^head\.", "head.fc."),

@@ -10,7 +10,7 @@ from typing import Any
 
 from visionattn.layers import init_conv
 
-from ._checkpoint import KeyMap, pointwise
+from ._checkpoint import KeyMap, pointwise, to_stage
 from ._pyramid import MixerArgs, Pyramid
 from ._registry import Dense, Family, Paper, Published, register
 
@@ -78,18 +78,13 @@ def hornet(
     return model
 
 
-def _previous(path: str) -> Any:
-    """Replacement that turns a stage into what ends the stage before."""
-    return lambda match: f"stages.{int(match[1]) - 1}.{path}"
-
-
 AUTHORS = KeyMap(
     "HorNet",
     (
         (r"^downsample_layers\.0\.0\.", "stem.proj."),
         (r"^downsample_layers\.0\.1\.", "stem.norm."),
-        (r"^downsample_layers\.(\d)\.0\.", _previous("down.norm.")),
-        (r"^downsample_layers\.(\d)\.1\.", _previous("down.proj.")),
+        (r"^downsample_layers\.(\d)\.0\.", to_stage("down.norm.")),
+        (r"^downsample_layers\.(\d)\.1\.", to_stage("down.proj.")),
         (r"^stages\.(\d)\.(\d+\.)", r"stages.\1.blocks.\2"),
         (r"\.gamma([12])$", r".scale\1.gamma"),
         (r"\.gnconv\.(?:proj_in|proj_out|pws\.\d+)\.weight$", r"\g<0>", pointwise),

@@ -9,7 +9,7 @@ from typing import Any
 
 from visionattn.layers import init_conv
 
-from ._checkpoint import KeyMap
+from ._checkpoint import KeyMap, to_stage
 from ._pyramid import MixerArgs, Pyramid
 from ._registry import Family, Paper, Published, register
 
@@ -71,11 +71,6 @@ def mambaout(
     return model
 
 
-def _previous(path: str) -> Any:
-    """Replacement that turns a stage into what ends the stage before."""
-    return lambda match: f"stages.{int(match[1]) - 1}.{path}"
-
-
 BLOCK = (r"^(stages\.\d\.blocks\.\d+)\.(fc1|conv|fc2)\.", r"\1.attn.\2."), (r"(\.blocks\.\d+)\.norm\.", r"\1.norm1.")
 AUTHORS = KeyMap(
     "MambaOut",
@@ -84,8 +79,8 @@ AUTHORS = KeyMap(
         (r"^downsample_layers\.0\.conv2\.", "stem.proj.1."),
         (r"^downsample_layers\.0\.norm1\.", "stem.mid_norm."),
         (r"^downsample_layers\.0\.norm2\.", "stem.norm."),
-        (r"^downsample_layers\.(\d)\.conv\.", _previous("down.reduction.")),
-        (r"^downsample_layers\.(\d)\.norm\.", _previous("down.norm.")),
+        (r"^downsample_layers\.(\d)\.conv\.", to_stage("down.reduction.")),
+        (r"^downsample_layers\.(\d)\.norm\.", to_stage("down.norm.")),
         (r"^stages\.(\d)\.(\d+\.)", r"stages.\1.blocks.\2"),
         *BLOCK,
         (r"^head\.fc1\.", "head.pre_logits.fc."),
@@ -101,8 +96,8 @@ TIMM = KeyMap(
         (r"^stem\.conv2\.", "stem.proj.1."),
         (r"^stem\.norm1\.", "stem.mid_norm."),
         (r"^stem\.norm2\.", "stem.norm."),
-        (r"^stages\.(\d)\.downsample\.conv\.", _previous("down.reduction.")),
-        (r"^stages\.(\d)\.downsample\.norm\.", _previous("down.norm.")),
+        (r"^stages\.(\d)\.downsample\.conv\.", to_stage("down.reduction.")),
+        (r"^stages\.(\d)\.downsample\.norm\.", to_stage("down.norm.")),
         *BLOCK,
         (r"\.ls\.gamma$", ".scale1.gamma"),
     ),

@@ -9,7 +9,7 @@ from typing import Any
 
 from visionattn.layers import init_conv
 
-from ._checkpoint import KeyMap, pointwise
+from ._checkpoint import KeyMap, pointwise, to_stage
 from ._pyramid import MixerArgs, Pyramid
 from ._registry import Family, Paper, Published, register
 
@@ -74,25 +74,19 @@ def parcnetv2(
     return model
 
 
-def _previous(path: str) -> Any:
-    """Replacement that turns a stage into what ends the stage before."""
-    return lambda match: f"stages.{int(match[1]) - 1}.{path}"
-
-
 AUTHORS = KeyMap(
     "ParCNetV2",
     (
         (r"^downsample_layers\.0\.conv\.", "stem.proj."),
         (r"^downsample_layers\.0\.post_norm\.", "stem.norm."),
-        (r"^downsample_layers\.(\d)\.conv\.", _previous("down.reduction.")),
-        (r"^downsample_layers\.(\d)\.pre_norm\.", _previous("down.norm.")),
+        (r"^downsample_layers\.(\d)\.conv\.", to_stage("down.reduction.")),
+        (r"^downsample_layers\.(\d)\.pre_norm\.", to_stage("down.norm.")),
         (r"^stages\.(\d)\.(\d+\.)", r"stages.\1.blocks.\2"),
         (r"\.token_mixer\.pwconv([12])\.", r".attn.fc\1.", pointwise),
         (r"\.token_mixer\.dwconv1\.conv_h\.", ".attn.columns."),
         (r"\.token_mixer\.dwconv1\.conv_w\.", ".attn.rows."),
         (r"\.token_mixer\.dwconv2\.", ".attn.local."),
-        (r"\.res_scale1\.scale$", ".input_scales.0.gamma"),
-        (r"\.res_scale2\.scale$", ".input_scales.1.gamma"),
+        (r"\.res_scale([12])\.scale$", r".input_scale\1.gamma"),
         (r"\.layer_scale([12])\.scale$", r".scale\1.gamma"),
         (r"^norm(\d)\.", r"output_norms.\1."),
         (r"^head\.", "head.fc."),

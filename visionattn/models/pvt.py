@@ -10,7 +10,7 @@ Paper: Pyramid Vision Transformer: A Versatile Backbone for Dense Prediction wit
 from collections.abc import Sequence
 from typing import Any
 
-from ._checkpoint import KeyMap
+from ._checkpoint import KeyMap, to_stage
 from ._pyramid import MixerArgs, Pyramid
 from ._reference import no_records
 from ._registry import Family, Paper, Published, register
@@ -85,17 +85,12 @@ def pvt_sides(img_size: int, stages: int) -> list[int]:
     return [img_size // 2 ** (i + 2) for i in range(stages)]
 
 
-def _stage(path: str, shift: int = 1) -> Any:
-    """Replacement that turns a stage counted from `shift` into ours."""
-    return lambda match: f"stages.{int(match[1]) - shift}.{path}"
-
-
 KEYS = (
     (r"^patch_embed1\.", "stem."),
-    (r"^patch_embed(\d)\.", _stage("down.", 2)),
+    (r"^patch_embed(\d)\.", to_stage("down.", 2)),
     (r"^pos_embed1$", "pos_embed.table", position_planes),
-    (r"^pos_embed(\d)$", _stage("down.position.table", 2), position_planes),
-    (r"^block(\d)\.", _stage("blocks.")),
+    (r"^pos_embed(\d)$", to_stage("down.position.table", 2), position_planes),
+    (r"^block(\d)\.", to_stage("blocks.")),
     (r"^head\.", "head.fc."),
 )
 

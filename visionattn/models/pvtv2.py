@@ -9,7 +9,7 @@ from typing import Any
 
 from visionattn.layers import init_conv_fan_out
 
-from ._checkpoint import KeyMap
+from ._checkpoint import KeyMap, to_stage
 from ._pyramid import MixerArgs, Pyramid
 from ._reference import no_records
 from ._registry import Family, Paper, Published, register
@@ -70,19 +70,14 @@ def pvtv2(
     return model
 
 
-def _stage(path: str, shift: int = 1) -> Any:
-    """Replacement that turns a stage counted from `shift` into ours."""
-    return lambda match: f"stages.{int(match[1]) - shift}.{path}"
-
-
 AUTHORS = KeyMap(
     "PVT v2",
     (
         (r"^patch_embed1\.", "stem."),
-        (r"^patch_embed(\d)\.proj\.", _stage("down.reduction.", 2)),
-        (r"^patch_embed(\d)\.norm\.", _stage("down.norm.", 2)),
-        (r"^block(\d)\.", _stage("blocks.")),
-        (r"^norm(\d)\.", _stage("norm.")),
+        (r"^patch_embed(\d)\.proj\.", to_stage("down.reduction.", 2)),
+        (r"^patch_embed(\d)\.norm\.", to_stage("down.norm.", 2)),
+        (r"^block(\d)\.", to_stage("blocks.")),
+        (r"^norm(\d)\.", to_stage("norm.")),
         (r"\.mlp\.dwconv\.dwconv\.", ".mlp.conv."),
         (r"^head\.", "head.fc."),
     ),
@@ -91,8 +86,8 @@ TIMM = KeyMap(
     "timm",
     (
         (r"^patch_embed\.", "stem."),
-        (r"^stages\.(\d)\.downsample\.proj\.", _stage("down.reduction.")),
-        (r"^stages\.(\d)\.downsample\.norm\.", _stage("down.norm.")),
+        (r"^stages\.(\d)\.downsample\.proj\.", to_stage("down.reduction.")),
+        (r"^stages\.(\d)\.downsample\.norm\.", to_stage("down.norm.")),
         (r"\.mlp\.dwconv\.", ".mlp.conv."),
         (r"^head\.", "head.fc."),
     ),

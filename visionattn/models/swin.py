@@ -10,7 +10,7 @@ from typing import Any
 from timm.layers import to_2tuple
 from torch import Tensor
 
-from ._checkpoint import KeyMap, grid_of
+from ._checkpoint import KeyMap, grid_of, to_stage
 from ._pyramid import MixerArgs, Pyramid
 from ._reference import dense_args, freeze, translate
 from ._registry import Dense, Family, Paper, Published, register
@@ -123,7 +123,7 @@ SHARED = (
 DERIVED = (r"\.attn_mask$", r"\.relative_position_index$")
 AUTHORS = KeyMap("Microsoft Swin", (*SHARED, (r"^head\.", "head.fc.")), DERIVED)
 # timm downsamples at the start of a stage, the authors and we at the end.
-TIMM = KeyMap("timm", ((r"^layers\.(\d+)\.downsample\.", lambda m: f"stages.{int(m[1]) - 1}.down."), *SHARED), DERIVED)
+TIMM = KeyMap("timm", ((r"^layers\.(\d+)\.downsample\.", to_stage("down.")), *SHARED), DERIVED)
 
 
 def _from_reference(record: Mapping[str, Any]) -> Pyramid:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ._checkpoint import KeyMap
+from ._checkpoint import KeyMap, to_stage
 from ._pyramid import Pyramid
 from ._reference import freeze, translate
 from ._registry import Family, Paper, Published, register
@@ -87,7 +87,7 @@ def _per_head(scales: Tensor, target: Tensor) -> Tensor:
 V2 = (*SHARED, (r"\.logit_scale$", ".logit_scale", _per_head))
 CONSTANT = (*DERIVED, r"\.relative_coords_table$")
 AUTHORS = KeyMap("Microsoft Swin V2", (*V2, (r"^head\.", "head.fc.")), CONSTANT)
-TIMM = KeyMap("timm", ((r"^layers\.(\d+)\.downsample\.", lambda m: f"stages.{int(m[1]) - 1}.down."), *V2), CONSTANT)
+TIMM = KeyMap("timm", ((r"^layers\.(\d+)\.downsample\.", to_stage("down.")), *V2), CONSTANT)
 
 
 def _from_reference(record: Mapping[str, Any]) -> Pyramid:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from visionattn.layers import init_conv_fan_out
 
-from ._checkpoint import KeyMap
+from ._checkpoint import KeyMap, to_stage
 from ._pyramid import MixerArgs, Pyramid
 from ._reference import translate
 from ._registry import Dense, Family, Paper, Published, register
@@ -100,11 +100,6 @@ def transnext(
     return model
 
 
-def _stage(path: str, shift: int = 1) -> Any:
-    """Replacement that turns a stage counted from `shift` into ours."""
-    return lambda match: f"stages.{int(match[1]) - shift}.{path}"
-
-
 def _like_ours(tensor: Tensor, target: Tensor) -> Tensor:
     return tensor.reshape(target.shape) if tensor.numel() == target.numel() else tensor
 
@@ -113,10 +108,10 @@ AUTHORS = KeyMap(
     "TransNeXt",
     (
         (r"^patch_embed1\.", "stem."),
-        (r"^patch_embed(\d)\.proj\.", _stage("down.reduction.", 2)),
-        (r"^patch_embed(\d)\.norm\.", _stage("down.norm.", 2)),
-        (r"^block(\d)\.", _stage("blocks.")),
-        (r"^norm(\d)\.", _stage("norm.")),
+        (r"^patch_embed(\d)\.proj\.", to_stage("down.reduction.", 2)),
+        (r"^patch_embed(\d)\.norm\.", to_stage("down.norm.", 2)),
+        (r"^block(\d)\.", to_stage("blocks.")),
+        (r"^norm(\d)\.", to_stage("norm.")),
         (r"\.attn\.cpb_fc1\.", ".attn.cpb_mlp.0."),
         (r"\.attn\.cpb_fc2\.", ".attn.cpb_mlp.2."),
         (r"\.attn\.relative_pos_bias_local$", ".attn.rpb"),

@@ -11,7 +11,7 @@ from typing import Any
 
 from visionattn.layers import init_conv_fan_out
 
-from ._checkpoint import KeyMap
+from ._checkpoint import KeyMap, to_stage
 from ._pyramid import Pyramid
 from ._reference import source_file, translate
 from ._registry import Dense, Family, Paper, Published, register
@@ -85,7 +85,7 @@ KEYS = KeyMap(
     "Meituan Twins",
     (
         (r"^patch_embeds\.0\.", "stem."),
-        (r"^patch_embeds\.(\d+)\.", lambda m: f"stages.{int(m[1]) - 1}.down."),
+        (r"^patch_embeds\.(\d+)\.", to_stage("down.")),
         (r"^blocks\.(\d+)\.", r"stages.\1.blocks."),
         (r"^pos_block\.(\d+)\.proj\.0\.", r"stages.\1.position.conv."),
         (r"^norm_list\.(\d+)\.", r"stages.\1.norm."),
