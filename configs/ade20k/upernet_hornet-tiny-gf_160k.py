@@ -17,11 +17,10 @@ model = dict(
     backbone=dict(name="va_hornet_tiny_gf", drop_path_rate=0.4, filter_sizes=(None, None, (24, 13), (12, 7))),
     test_cfg=dict(mode="slide", crop_size=(512, 512), stride=(341, 341)),
 )
-# The authors let the rate fall by a factor of 0.9 over each stage; here as much from block to block.
 optim_wrapper = dict(
     _delete_=True,
     type="OptimWrapper",
     constructor="TimmParamGroups",
     optimizer=dict(type="AdamW", lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
-    paramwise_cfg=dict(layer_decay=0.9 ** (4 / 26)),
+    paramwise_cfg=dict(layer_decay=0.9, stage_layers=(1, 1, 1, 1)),
 )

@@ -12,7 +12,7 @@ AP50 of 0.70 on the held-back scenes.
 _base_ = ["../_base_/dense_runtime.py"]
 default_scope = "mmdet"
 
-epochs = 14
+epochs = 12
 data_root = "{{$VISIONATTN_SCENES:data/scenes}}"
 scenes = dict(training=800, validation=160, height=128, width=160, digits=4, seed=0)
 num_classes = 10

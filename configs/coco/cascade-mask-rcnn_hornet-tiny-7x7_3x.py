@@ -14,11 +14,10 @@ _base_ = [
 ]
 
 model = dict(backbone=dict(name="va_hornet_tiny_7x7", drop_path_rate=0.4))
-# The authors let the rate fall by a factor of 0.7 over each of 12 groups of layers; here as much from block to block.
 optim_wrapper = dict(
     _delete_=True,
     type="OptimWrapper",
     constructor="TimmParamGroups",
     optimizer=dict(type="AdamW", lr=2e-4, betas=(0.9, 0.999), weight_decay=0.05),
-    paramwise_cfg=dict(layer_decay=0.7 ** (12 / 26)),
+    paramwise_cfg=dict(layer_decay=0.7, stage_layers=(1, 1, 9, 1)),
 )

@@ -265,7 +265,7 @@ def test_drop_path_rises_to_its_rate_and_acts_in_training_only(key):
 
 
 # Relative and absolute positions, the networks that compute them, and rates of state space models.
-UNDECAYED = re.compile(r"\.rpb$|^pos_embed\.|\.cpb_mlp\.|\.position\.|\.A_log$")
+UNDECAYED = re.compile(r"\.rpb$|^pos_embed\.|\.cpb_mlp\.|\.position\.|\.A_log$|^tokens\.")
 
 
 @pytest.mark.parametrize("key", HOSTED)

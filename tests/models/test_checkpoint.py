@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import visionattn
-from visionattn.models import convert, convert_checkpoint
+from visionattn.models import FAMILIES, convert, convert_checkpoint
 
 MICRO = dict(embed_dim=16, depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 8))
 NAT = dict(**MICRO, kernel_size=3, layer_scale=0.5)
@@ -230,7 +230,7 @@ def cswin_names(depths, branches):
 def test_the_authors_names_account_for_every_entry(model, names):
     with torch.device("meta"):
         ours = set(timm.create_model(model).state_dict())
-    keys = visionattn.models.FAMILIES[visionattn.info(model).family].key_maps[0]
+    keys = FAMILIES[visionattn.info(model).family].key_maps[0]
     assert {keys.rename(name)[0] for name in names} == ours and len(names) == len(ours)
 
 
@@ -356,7 +356,7 @@ def test_a_file_in_the_authors_names_is_converted_as_a_whole_or_not_at_all(tmp_p
 def test_filters_of_another_size_are_resized_over_the_grid_they_stand_on():
     small = {"depths": (1,), "embed_dim": 8, "orders": (2,), "num_classes": 3}
     source, target = (
-        visionattn.models.FAMILIES["hornet"].build(**small, filter_sizes=((h, w),)) for h, w in ((4, 3), (7, 5))
+        FAMILIES["hornet"].build(**small, filter_sizes=((h, w),)) for h, w in ((4, 3), (7, 5))
     )
     entries = {k: torch.randn_like(v) for k, v in source.state_dict().items()}
     name = "stages.0.blocks.0.attn.filter.filter"
@@ -368,3 +368,15 @@ def test_filters_of_another_size_are_resized_over_the_grid_they_stand_on():
     torch.testing.assert_close(loaded[:, 3, 2], entries[name][:, 1:3, 1].mean(1))  # halfway between rows
     with pytest.raises(ValueError, match=r"filter\.filter"):
         convert(entries, target, resize=False)
+
+
+def test_a_classifiers_file_fits_the_backbone_without_a_class_token(tmp_path):
+    micro = FAMILIES["lit_ti"].micros["va_lit_ti"]
+    classifier = visionattn.create_model("va_lit_ti", num_classes=5, **micro)
+    dense = visionattn.create_model("va_lit_ti", num_classes=0, **micro, **visionattn.models.dense_args("va_lit_ti"))
+    loaded = convert(classifier.state_dict(), dense, FAMILIES["lit_ti"].key_maps, free=("head.",))
+    assert loaded.keys() == dense.state_dict().keys()
+    assert not [name for name in loaded if "class_token" in name or name.startswith("norm.")]
+    assert torch.equal(loaded["tokens.table"], classifier.tokens.table)
+    with pytest.raises(ValueError, match="class_token"):
+        convert(dense.state_dict(), classifier, FAMILIES["lit_ti"].key_maps, free=("head.",))

@@ -353,6 +353,26 @@ def test_layers_of_the_backbone_learn_slower_towards_the_stem():
     assert groups["backbone.model.stages.0.blocks.0.norm1.weight"][1] == 0.0
 
 
+def test_layers_may_be_groups_of_blocks():
+    # Blocks of the stages: 1, 2, 1, 1.
+    expected = {
+        "stage_layers": (
+            (1, 1, 1, 1),
+            {"0.blocks.0": 1, "1.blocks.0": 2, "1.blocks.1": 2, "2.down": 4, "3.blocks.0": 4},
+        ),
+        "layer_blocks": (2, {"0.blocks.0": 1, "1.blocks.0": 1, "1.blocks.1": 2, "2.down": 3, "3.blocks.0": 3}),
+    }
+    for key, (value, layers) in expected.items():
+        groups = groups_of(Detector(), layer_decay=0.5, **{key: value})
+        rates = {name: rate for name, (rate, _) in groups.items()}
+        last = max(layers.values()) + 1
+        for part, layer in layers.items():
+            found = {rate for name, rate in rates.items() if name.startswith(f"backbone.model.stages.{part}.")}
+            assert found == {0.5 ** (last - layer)}, (key, part)
+        assert rates["backbone.model.stem.proj.0.weight"] == 0.5**last
+        assert rates["head.weight"] == 1.0
+
+
 def test_a_rate_for_the_backbone_names_without_decay_and_frozen_parts():
     groups = groups_of(Detector(frozen_stages=1), backbone_lr_mult=0.1, spared=("query_embed",))
     assert groups["query_embed.weight"] == (1.0, 0.0)
@@ -366,6 +386,12 @@ def test_wrong_parameter_groups_are_named():
         TimmParamGroups({}, {"lr_decay": 0.5})
     with pytest.raises(ValueError, match="layer_decay=0 must be above 0"):
         TimmParamGroups({}, {"layer_decay": 0})
+    with pytest.raises(ValueError, match="stage_layers and layer_blocks must come alone"):
+        TimmParamGroups({}, {"layer_decay": 0.5, "stage_layers": (1,), "layer_blocks": 2})
+    with pytest.raises(ValueError, match="layer_blocks must come alone and with a layer_decay"):
+        TimmParamGroups({}, {"layer_blocks": 2})
+    with pytest.raises(ValueError, match=r"stage_layers=\(1, 3, 1, 1\) must divide stages of \(1, 2, 1, 1\) blocks"):
+        groups_of(Detector(), layer_decay=0.5, stage_layers=(1, 3, 1, 1))
     with pytest.raises(TypeError, match="Linear has no TimmBackbone"):
         groups_of(nn.Linear(2, 2))
 

@@ -86,6 +86,11 @@ def built(name):
     backbone.update(shallow(backbone))
     shrink_heads(cfg.model)
     cfg.model.data_preprocessor.batch_augments = None
+    groups = cfg.optim_wrapper.get("paramwise_cfg") or {}
+    if "stage_layers" in groups:
+        depths = visionattn.info(backbone.name).args["depths"]
+        assert all(count <= depth for count, depth in zip(groups.stage_layers, depths, strict=True))
+        groups.stage_layers = (1,) * len(depths)
     if "size" in cfg.model.data_preprocessor:
         cfg.model.data_preprocessor.size = SIZE
     init_default_scope(cfg.default_scope)

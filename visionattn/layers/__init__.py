@@ -35,6 +35,7 @@ from .embed import (
     PatchMerging,
     PatchStem,
     PositionedDownsample,
+    PositionedMerging,
     PositionEmbedding,
     PostNormMerging,
 )
@@ -117,6 +118,7 @@ __all__ = [
     "Pooling",
     "PositionEmbedding",
     "PositionedDownsample",
+    "PositionedMerging",
     "PostNormMerging",
     "RMSNorm",
     "RecursiveGatedConvolution",

@@ -221,18 +221,43 @@ class PositionedDownsample(PatchDownsample):
     Args:
         dim: Channels in.
         out_dim: Channels out.
-        map_size: `(height, width)` of the halved map that the table is made for.
+        map_size: `(height, width)` of the halved map that the table is made for; None for no table.
 
     Paper: Pyramid Vision Transformer, arXiv 2102.12122.
     """
 
-    def __init__(self, dim: int, out_dim: int, map_size: tuple[int, int]) -> None:
+    def __init__(self, dim: int, out_dim: int, map_size: tuple[int, int] | None) -> None:
         super().__init__(dim, out_dim)
-        self.position = PositionEmbedding(out_dim, map_size, "bilinear")
+        self.position = bilinear_position(out_dim, map_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """Halves `(B, H, W, C)`; odd sides round down, 1 stays 1."""
         return self.position(super().forward(x))
+
+
+class PositionedMerging(DeformableMerging):
+    """`DeformableMerging` that ends in a position table, resized bilinearly on a map of another size.
+
+    Args:
+        dim: Channels in.
+        out_dim: Channels out.
+        map_size: `(height, width)` of the halved map that the table is made for; None for no table.
+
+    Paper: Less is More: Pay Less Attention in Vision Transformers, arXiv 2105.14217.
+    """
+
+    def __init__(self, dim: int, out_dim: int, map_size: tuple[int, int] | None) -> None:
+        super().__init__(dim, out_dim)
+        self.position = bilinear_position(out_dim, map_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Halves `(B, H, W, C)`; odd sides round down, 1 stays 1."""
+        return self.position(super().forward(x))
+
+
+def bilinear_position(dim: int, map_size: tuple[int, int] | None) -> nn.Module:
+    """Position table of a map of `map_size`, or nothing."""
+    return nn.Identity() if map_size is None else PositionEmbedding(dim, map_size, "bilinear")
 
 
 class PatchMerging(nn.Module):
@@ -313,35 +338,42 @@ class PositionEmbedding(nn.Module):
 class ClassTokenEmbedding(nn.Module):
     """Turns a map into tokens behind a class token, and adds a learned vector to each.
 
-    On a map of another size the vectors of the map's positions are resized bicubically.
+    On a map of another size the vectors of the map's positions are resized.
 
     Args:
         dim: Channels of the map.
         map_size: `(height, width)` that the table is made for.
+        mode: How it is resized, "bicubic" or "bilinear".
+        class_token: Whether there is a class token; without it the map stays a map, and the table's first vector is
+            not used.
 
     Paper: Training data-efficient image transformers & distillation through attention, arXiv 2012.12877.
     """
 
-    def __init__(self, dim: int, map_size: tuple[int, int]) -> None:
+    def __init__(self, dim: int, map_size: tuple[int, int], mode: str = "bicubic", class_token: bool = True) -> None:
         super().__init__()
-        self.map_size = map_size
-        self.class_token = nn.Parameter(torch.empty(dim))
+        self.map_size, self.mode = map_size, mode
+        self.class_token = nn.Parameter(torch.empty(dim)) if class_token else None
         self.table = nn.Parameter(torch.empty(1 + map_size[0] * map_size[1], dim))  # the class token's vector first
-        init_table(self.class_token)
-        init_table(self.table)
+        for tensor in self.parameters():
+            init_table(tensor)
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that no recipe decays."""
-        return {"class_token", "table"}
+        return {name for name, _ in self.named_parameters()}
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens `(B, 1 + H * W, C)` of a map `(B, H, W, C)`."""
+        """Tokens `(B, 1 + H * W, C)` of a map `(B, H, W, C)`; the map, if there is no class token."""
         size = (x.shape[1], x.shape[2])
-        first, table = self.class_token + self.table[0], self.table[1:]
+        table = self.table[1:]
         if is_symbolic(*size) or size != self.map_size:
-            planes = resize_table(table.t().unflatten(1, self.map_size), size)
+            planes = resize_table(table.t().unflatten(1, self.map_size), size, self.mode)
             table = planes.flatten(1).t()
-        return torch.cat([first.expand(x.shape[0], 1, -1), x.flatten(1, 2) + table], 1)
+        tokens = x.flatten(1, 2) + table
+        if self.class_token is None:
+            return tokens.unflatten(1, size)
+        first = self.class_token + self.table[0]
+        return torch.cat([first.expand(x.shape[0], 1, -1), tokens], 1)
 
 
 class MiddleTokenEmbedding(nn.Module):
@@ -407,4 +439,5 @@ DOWNSAMPLERS: dict[str, type[nn.Module]] = {
     "merge": PatchMerging,
     "merge_post_norm": PostNormMerging,
     "deformable_merge": DeformableMerging,
+    "deformable_position": PositionedMerging,
 }

@@ -40,6 +40,7 @@ class KeyMap:
             `re.sub` does; each may match, so that one rule can rename a prefix and another the end.
         constants: Patterns of entries that the model derives by itself: index tables, masks.
         optional: Patterns of our names that a file may lack; the model keeps its values.
+        spare: Patterns of our names that a model may lack; the file's entries are left out then.
         refuses: Says why entries, ours or the publisher's, are none for a model though they may fit: of another
             architecture with the same names and shapes; None if they are not.
     """
@@ -48,6 +49,7 @@ class KeyMap:
     keys: tuple[tuple[Any, ...], ...]
     constants: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    spare: tuple[str, ...] = ()
     refuses: Callable[[Mapping[str, Tensor], nn.Module], str | None] | None = None
 
     def rename(self, name: str) -> tuple[str, list[Transform]]:
@@ -137,7 +139,8 @@ def _attempt(
         if ours not in targets:
             ours = ours.replace(last_norm, "norm.")
         if ours not in targets:
-            if not ours.startswith(free or ("\0",)):
+            is_spare = any(re.search(pattern, ours) for pattern in key_map.spare)
+            if not is_spare and not ours.startswith(free or ("\0",)):
                 result.unexpected.append(f"{name} {tuple(tensor.shape)}")
             continue
         target = targets[ours]
@@ -166,7 +169,7 @@ def _resized(name: str, tensor: Tensor, target: Tensor) -> Tensor:
         return tensor if tensor.shape == target.shape else resize_vectors(tensor, target.shape[0])
     if name.endswith(("_rows", "_columns")) and tensor.shape[:-1] == target.shape[:-1]:
         return resize_line(tensor, target.shape[-1])
-    if name in ("pos_embed.table", "pos_embed.tokens.table") and tensor.ndim == 2 and tensor.shape != target.shape:
+    if name.endswith(("pos_embed.table", "tokens.table")) and tensor.ndim == 2 and tensor.shape != target.shape:
         return _resized_tokens(tensor, target)
     is_table = name.endswith((".rpb", ".key_positions", ".position.table")) or name == "pos_embed.table"
     if not is_table or tensor.ndim != 3 or tensor.shape == target.shape or tensor.shape[0] != target.shape[0]:

@@ -123,7 +123,7 @@ def litv2(
     return _network(embed_dim, depths, num_heads, mixers, own, mixer_args=args, mlp=mlp, **kwargs)
 
 
-def _pixels_side_by_side(weight: Tensor, target: Tensor) -> Tensor:
+def pixels_side_by_side(weight: Tensor, target: Tensor) -> Tensor:
     """Weights `(out, in, 2, 2)` of a convolution as those of a linear layer of the pixels in turn."""
     return weight.permute(0, 2, 3, 1).flatten(1) if weight.ndim == 4 else weight
 
@@ -131,7 +131,7 @@ def _pixels_side_by_side(weight: Tensor, target: Tensor) -> Tensor:
 KEYS = (
     (r"^patch_embed\.", "stem."),
     (r"^layers\.(\d)\.downsample\.dconv\.conv_offset\.", r"stages.\1.down.offset."),
-    (r"^layers\.(\d)\.downsample\.dconv\.weight$", r"stages.\1.down.reduction.weight", _pixels_side_by_side),
+    (r"^layers\.(\d)\.downsample\.dconv\.weight$", r"stages.\1.down.reduction.weight", pixels_side_by_side),
     (r"^layers\.(\d)\.downsample\.dconv\.bias$", r"stages.\1.down.reduction.bias"),
     (r"^layers\.(\d)\.downsample\.norm_layer\.", r"stages.\1.down.norm.bn."),
     (r"^layers\.", "stages."),
@@ -152,8 +152,10 @@ V2 = KeyMap(
 )
 
 
-def _from_reference(version: int, record: Mapping[str, Any]) -> Pyramid:
+def _from_reference(version: int, record: Mapping[str, Any]) -> Pyramid | None:
     config = dict(record["config"])
+    if "embed_dims" in config:  # LIT-Ti, which is another network
+        return None
     is_dense = "num_classes" not in config
     # The dense backbones' tables are made for one size, whatever the argument says.
     detects = not any(name.startswith("norm0.") for name, _, _ in record["state"])

@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Semantic FPN on va_litv2_medium, ADE20K, 80k.
+
+    visionattn train ade20k/semantic-fpn_litv2-medium_80k
+
+The authors' settings. Published: mIoU 45.7.
+"""
+
+_base_ = [
+    "../_base_/models/semantic-fpn.py",
+    "../_base_/datasets/ade20k_batch2.py",
+    "../_base_/schedules/ade20k_80k_fpn.py",
+    "../_base_/dense_runtime.py",
+]
+
+model = dict(backbone=dict(name="va_litv2_medium", drop_path_rate=0.2))
