@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Micro models of every family, every mixer of the pyramid and every gate export, and agree.
+
+Height and width are free in all but those of `FIXED`, which say what stands against it.
+"""
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import visionattn.layers as layers
+from visionattn.layers.gates import GATES
+from visionattn.models import FAMILIES
+from visionattn.models.pyramid import NAMES as MIXERS
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+from visionattn.export import FeatureMaps, export_onnx  # noqa: E402
+
+MICROS = {f"{family.name}-{name}": (name, args) for family in FAMILIES.values() for name, args in family.micros.items()}
+# Exports take seconds a block: of these by default, of the others if asked for.
+QUICK_MICROS = ()
+QUICK_GATES = ("se",)
+# Graphs of one size, by mixer, gate or family, and what of PyTorch or ONNX stands against free ones.
+FIXED: dict[str, str] = {}
+# The domains of standard operators.
+STANDARD = {"", "ai.onnx"}
+
+
+def chosen(names, quick):
+    return [pytest.param(name, marks=[] if name in quick else [pytest.mark.slow]) for name in names]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def drawn_afresh(model):
+    """Every parameter random, so that none is idle at its initial 0 or 1."""
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.1)
+        else:
+            parameter.data.add_(torch.randn_like(parameter) * 0.1)
+    return model.eval()
+
+
+def check(model, path, key, size=(3, 64, 48), outputs=("logits",)):
+    report = export_onnx(model, path, size, outputs=outputs)
+    assert report.dynamic_batch and report.max_relative_difference <= 1e-4
+    assert report.dynamic_size or key in FIXED, report.fixed_because
+    written = onnx.load(path)
+    assert {opset.domain for opset in written.opset_import} <= STANDARD
+    assert not written.functions and {node.domain for node in written.graph.node} <= STANDARD
+    return report
+
+
+@pytest.mark.parametrize("key", chosen(MICROS, QUICK_MICROS))
+def test_every_family_exports(key, tmp_path):
+    name, args = MICROS[key]
+    check(drawn_afresh(timm.create_model(name, num_classes=7, **args)), tmp_path / "m.onnx", key.split("-")[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", ["nat", "pvt", "vim", "botnet"])
+def test_feature_maps_export(key, tmp_path):
+    name, args = next(value for label, value in MICROS.items() if label.startswith(f"{key}-"))
+    maps = FeatureMaps(drawn_afresh(timm.create_model(name, **args)))
+    check(maps, tmp_path / "m.onnx", key, outputs=maps.names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MIXERS)
+def test_every_mixer_exports(name, tmp_path):
+    model = timm.create_model(
+        "va_pyramid_tiny", mixers=name, depths=(1, 1), embed_dim=16, num_heads=(2, 4), num_classes=5
+    )
+    check(drawn_afresh(model), tmp_path / "m.onnx", name)
+
+
+@pytest.mark.parametrize("name", chosen(GATES, QUICK_GATES))
+def test_every_gate_exports(name, tmp_path):
+    model = nn.Sequential(nn.Conv2d(3, 32, 3, 2, 1), layers.create_gate(name, 32), nn.AdaptiveAvgPool2d(1))
+    check(drawn_afresh(model), tmp_path / "m.onnx", name, (3, 32, 48))
+
+
+@pytest.mark.slow
+def test_attached_gates_export(tmp_path):
+    model = layers.attach(timm.create_model("test_resnet", num_classes=5), "triplet")
+    check(drawn_afresh(model), tmp_path / "m.onnx", "attach")
