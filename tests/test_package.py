@@ -30,9 +30,10 @@ MAY_IMPORT = {
     "viz": {"_files", "models", "data", ""},
     "openmmlab": OUTER | {""},
     "benchmarking": {"_files", "layers", "models", "acceleration", ""},
+    "imagenet": {"_files", "layers", "models", ""},
     "_timing": set(),
     "tuning": {"_files", "_timing", "kernels", "acceleration", "benchmarking"},
-    "cli": OUTER | {"benchmarking", "tuning", ""},
+    "cli": OUTER | {"benchmarking", "imagenet", "tuning", ""},
     "": {"models", "acceleration"},
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import csv
 import dataclasses
 import datetime
 import fnmatch
@@ -14,7 +15,7 @@ import os
 import platform
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -193,6 +194,72 @@ def find_models(names: Sequence[str]) -> list[str]:
     if not found:
         raise ValueError("names is empty; give names of models, such as va_swin_tiny or 'va_nat_*'")
     return found
+
+
+def read_accuracies(path: str | os.PathLike[str]) -> dict[str, tuple[float, int | None]]:
+    """Top-1 accuracy in percent, and side of the images it holds for, of each model of a CSV file.
+
+    The file has the columns `model` and `top1`, and perhaps `img_size` or `input_size`, as timm's tables of results and
+    the `results.csv` of `visionattn evaluate imagenet` do. Rows without an accuracy are left out.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: A column is missing, or an accuracy is no percentage.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"--top1 {path}: there is no such file")
+    found: dict[str, tuple[float, int | None]] = {}
+    with Path(path).open(newline="") as file:
+        reader = csv.DictReader(file)
+        missing = {"model", "top1"} - set(reader.fieldnames or ())
+        if missing:
+            raise ValueError(f"--top1 {path} has no column {' and '.join(sorted(missing))}; it needs model and top1")
+        for row in reader:
+            if not row["top1"]:
+                continue
+            size = (row.get("img_size") or row.get("input_size") or "").split("x")[-1]
+            try:
+                value = float(row["top1"])
+            except ValueError:
+                value = -1.0
+            if not 0 <= value <= 100:
+                raise ValueError(f"--top1 {path}: top1={row['top1']!r} of {row['model']} must be a percentage")
+            found[row["model"]] = value, int(size) if size.isdigit() else None
+    return found
+
+
+def with_accuracies(
+    results: Sequence[Measurement], accuracies: Mapping[str, tuple[float, int | None]]
+) -> list[Measurement]:
+    """The same measurements, with the accuracies of models by name, or by name without the tag."""
+    completed = []
+    for result in results:
+        architecture = result.model.partition(".")[0]
+        matching = [name for name in accuracies if name.partition(".")[0] == architecture]
+        name = result.model if result.model in accuracies else next(iter(matching), None)
+        if name is not None:
+            top1, size = accuracies[name]
+            result = dataclasses.replace(result, top1=top1, top1_size=size)
+        completed.append(result)
+    return completed
+
+
+def comparable(results: Sequence[Measurement]) -> list[dict[str, Any]]:
+    """Measurements with an accuracy that holds for their size of images."""
+    return [
+        dataclasses.asdict(r)
+        for r in results
+        if r.top1 is not None and r.input_size is not None and r.top1_size in (None, r.input_size[-1])
+    ]
+
+
+def families(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Family of each model, by the registry or, of timm's own, by the first part of the name."""
+    ours = set(visionattn.list_models())
+    return {
+        name: visionattn.info(name).family if name in ours else name.partition("_")[0]
+        for name in (result["model"] for result in results)
+    }
 
 
 def write_json(results: Sequence[Measurement], settings: Settings, path: str | os.PathLike[str]) -> None:

@@ -37,6 +37,8 @@ EXTRAS = {
     "sklearn": "train",
     "skimage": "train",
     "tensorboard": "train",
+    "webdataset": "train",
+    "datasets": "hub",
     "matplotlib": "viz",
     "onnx": "export",
     "onnxscript": "export",
@@ -56,14 +58,19 @@ DISTRIBUTIONS = {
 }
 
 BENCHMARK_COLUMNS = ["model", "size", "batch", "images/s", "ms", "quartiles", "peak MiB", "params", "GMACs"]
+CALIBRATION_IMAGES = 256
+IMAGENET_COLUMNS = ["model", "labels", "top-1, %", "published", "top-5, %", "published", "images", "img/s", "peak MiB"]
 TUNE_COLUMNS = ["problem", "kernel", "static choice", "ms", "measured best", "ms", "ratio"]
 ZOO_COLUMNS = ["model", "params", "GFLOPs", "top-1, %", "box/mask AP", "mIoU", "input", "paper"]
 
 Config = Annotated[str, typer.Argument(help="A config file, or the name of a built-in one: builtin/digits_nat-micro")]
 Checkpoint = Annotated[Path, typer.Argument(help="A checkpoint that training wrote, such as best.pth")]
 Data = Annotated[
-    Path | None,
-    typer.Option(help="Data in place of the config's: a folder of class folders, or one like COCO's or ADE20K's"),
+    str | None,
+    typer.Option(
+        help="Data in place of the config's: a folder of class folders, tar files or WebDataset shards, or hfds/NAME; "
+        "or a folder like COCO's or ADE20K's"
+    ),
 ]
 Accelerate = Annotated[
     bool, typer.Option("--accelerate", help="Let our ops compute the window or halo attention of a model of timm")
@@ -116,6 +123,13 @@ def train(
         str, typer.Option(help="'pytorch': one process a GPU, or --processes; 'slurm': those that srun started")
     ] = "none",
     processes: Annotated[int | None, typer.Option(help="Processes of --launcher pytorch; one a GPU by default")] = None,
+    restarts: Annotated[
+        int, typer.Option(help="How often --launcher pytorch begins again, from the last checkpoint, after a failure")
+    ] = 0,
+    scale_lr: Annotated[
+        bool, typer.Option("--scale-lr", help="Scale the learning rate to the images of a step, linearly")
+    ] = False,
+    fsdp: Annotated[bool, typer.Option("--fsdp", help="Spread weights and optimizer over the processes")] = False,
     accelerate: Accelerate = False,
 ) -> None:
     """Train a model from a config; checkpoints, metrics and curves go to the work dir."""
@@ -125,15 +139,25 @@ def train(
     folder = tasks.default_work_dir(config) if work_dir is None else work_dir
     if launcher == "pytorch" and not distributed.started(launcher):
         options = {"--data": data, "--work-dir": folder, "--launcher": launcher}
-        switches = {"--resume": resume, "--accelerate": accelerate}
+        switches = {"--resume": resume, "--scale-lr": scale_lr, "--fsdp": fsdp, "--accelerate": accelerate}
         given = [part for name, value in options.items() if value is not None for part in (name, str(value))]
         given += [name for name, value in switches.items() if value]
-        raise typer.Exit(distributed.hand_over(["train", config, *overrides, *given], processes))
+        code = distributed.hand_over(["train", config, *overrides, *given], processes, restarts)
+        if code:
+            typer.echo(f"visionattn: error: {distributed.ended_badly(folder)}", err=True)
+        raise typer.Exit(code)
+    if restarts and launcher != "pytorch":
+        raise ValueError(f"--restarts {restarts} needs --launcher pytorch; Slurm restarts jobs by itself (--requeue)")
     goes_on: bool | str = resume
     if resume and "auto" in overrides:  # `--resume auto`: an option with or without a value is not typer's
         overrides.remove("auto")
         goes_on = "auto"
-    summary = tasks.train(load_config(config, overrides, data), folder, goes_on, launcher, accelerate)
+    cfg = load_config(config, overrides, data)
+    if scale_lr:
+        tasks.scale_learning_rate(cfg)
+    if fsdp:
+        cfg.model_wrapper_cfg = {**(cfg.get("model_wrapper_cfg") or {}), "type": "FullyShard"}
+    summary = tasks.train(cfg, folder, goes_on, launcher, accelerate)
     if launcher != "none" and not distributed.is_main():
         return
     rows = [
@@ -151,16 +175,47 @@ def train(
 @app.command()
 @user_errors
 def evaluate(
-    config: Config,
-    checkpoint: Checkpoint,
+    config: Annotated[str, typer.Argument(help="A config file or built-in name; or 'imagenet', for any timm model")],
+    checkpoint: Annotated[Path | None, typer.Argument(help="A checkpoint of training; none with 'imagenet'")] = None,
     overrides: Overrides = None,
     data: Data = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="JSON file; <checkpoint>_evaluation/metrics.json by default")
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="JSON file, <checkpoint>_evaluation/metrics.json by default; a folder with imagenet"
+        ),
     ] = None,
     accelerate: Accelerate = False,
+    model: Annotated[str | None, typer.Option(help="imagenet: a model's name, with its tag if wanted")] = None,
+    models: Annotated[str | None, typer.Option(help="imagenet: models, as 'va_nat_*,va_swin_*'")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="imagenet: a file, or a folder of files named as models; published if none")
+    ] = None,
+    labels: Annotated[str, typer.Option(help="imagenet: auto, folders or real (ReaL's labels)")] = "auto",
+    tta: Annotated[bool, typer.Option("--tta", help="imagenet: average with the mirror image")] = False,
+    bf16: Annotated[bool, typer.Option("--bf16", help="imagenet: calculate in bfloat16")] = False,
+    batch: Annotated[int, typer.Option(help="imagenet: images a step")] = 64,
+    workers: Annotated[int, typer.Option(help="imagenet: processes that load images")] = 4,
+    device: Annotated[str | None, typer.Option(help="imagenet: cpu, cuda or cuda:N; a GPU where there is one")] = None,
+    again: Annotated[bool, typer.Option("--again", help="imagenet: measure also what the output folder has")] = False,
 ) -> None:
-    """Measure a checkpoint on the config's test data."""
+    """Measure a checkpoint on the config's test data; or any timm model on ImageNet: evaluate imagenet --model NAME."""
+    if config == "imagenet":
+        if checkpoint is not None or overrides or accelerate:
+            raise ValueError("evaluate imagenet takes options alone: --model NAME --data DIR [--weights FILE]")
+        if (model is None) == (models is None) or data is None:
+            raise ValueError("evaluate imagenet needs --data DIR, and either --model NAME or --models PATTERNS")
+        names = [model] if model is not None else [part for part in str(models).split(",") if part]
+        options: dict[str, Any] = {"labels": labels, "tta": tta, "bf16": bf16, "batch": batch, "workers": workers}
+        if device is not None:
+            options["device"] = device
+        _evaluate_imagenet(names, data, weights, output or Path("work_dirs", "imagenet_evaluation"), options, again)
+        return
+    given = {"--model": model, "--models": models, "--weights": weights, "--tta": tta, "--bf16": bf16}
+    if any(given.values()):
+        raise ValueError(f"{', '.join(name for name, value in given.items() if value)}: for 'evaluate imagenet' only")
+    if checkpoint is None:
+        raise ValueError("evaluate needs CONFIG and CHECKPOINT, or 'imagenet' and --model NAME")
     from visionattn.openmmlab import load_config, tasks
 
     target = checkpoint.with_name(f"{checkpoint.stem}_evaluation") / "metrics.json" if output is None else output
@@ -181,8 +236,8 @@ def evaluate(
 @app.command()
 @user_errors
 def predict(
-    config: Config,
-    checkpoint: Checkpoint,
+    config: Annotated[str | None, typer.Argument(help="A config file or built-in name; none with --onnx")] = None,
+    checkpoint: Annotated[Path | None, typer.Argument(help="A checkpoint of training; none with --onnx")] = None,
     images: Annotated[list[Path] | None, typer.Argument(help="Image files; samples of the test data if none")] = None,
     data: Data = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Picture to write")] = Path("predictions.png"),
@@ -190,8 +245,17 @@ def predict(
         int | None, typer.Option(min=1, help="Number of test images where no file is given; 24, or 6 with objects")
     ] = None,
     score: Annotated[float, typer.Option(help="Least confidence of a detector's objects")] = 0.3,
+    onnx: Annotated[
+        Path | None, typer.Option(help="An exported file in place of CONFIG and CHECKPOINT; all arguments are images")
+    ] = None,
 ) -> None:
     """Draw a grid of images with what the model finds: classes, boxes and masks, or class maps."""
+    if onnx is not None:
+        given = [config, checkpoint, *(images or ())]
+        _predict_onnx(onnx, [Path(image) for image in given if image is not None], output, score)
+        return
+    if config is None or checkpoint is None:
+        raise ValueError("predict needs CONFIG and CHECKPOINT, or --onnx FILE and images")
     from visionattn.openmmlab import load_config, tasks
     from visionattn.viz import DensePrediction, draw_dense, draw_predictions
 
@@ -251,27 +315,67 @@ def export(
     fixed_size: Annotated[bool, typer.Option("--fixed-size", help="Fix height and width")] = False,
     opset: Annotated[int, typer.Option(help="ONNX operator set")] = 20,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the report as JSON")] = None,
+    features: Annotated[bool, typer.Option("--features", help="Feature maps in place of logits")] = False,
+    class_map: Annotated[bool, typer.Option("--class-map", help="A segmentor's classes in place of logits")] = False,
+    float16: Annotated[bool, typer.Option("--float16", help="Weights and activations in half precision")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Static 8-bit quantisation; needs --calibration")] = False,
+    calibration: Annotated[Path | None, typer.Option(help="Folder of at least 16 images, for --int8")] = None,
+    with_preprocessing: Annotated[
+        bool, typer.Option("--with-preprocessing", help="Normalise inside: pixels of 0 to 255 in")
+    ] = False,
+    layout: Annotated[str, typer.Option(help="NHWC or NCHW, of those pixels")] = "NHWC",
+    input_dtype: Annotated[str, typer.Option("--input-type", help="uint8 or float32, of those pixels")] = "uint8",
 ) -> None:
     """Write an ONNX file, after both sides agreed on random images."""
+    if float16 and int8:
+        raise ValueError("--float16 and --int8 exclude each other")
+    if int8 != (calibration is not None):
+        raise ValueError("--int8 and --calibration DIR go together")
+    photos = [] if calibration is None else _calibration_photos(calibration)
     from visionattn._files import replacing
-    from visionattn.export import export_onnx
+    from visionattn.export import Preprocessing, export_onnx
 
-    network, own_size = _network(model, checkpoint, pretrained)
-    report = export_onnx(network, output, parse_size(size, own_size), dynamic_size=not fixed_size, opset=opset)
+    graph, info = _graph(model, checkpoint, pretrained, size, features, class_map)
+    inside = None
+    if with_preprocessing:
+        inside = Preprocessing(info.mean, info.std, info.channel_order, layout.upper(), input_dtype)
+        info = info.with_(with_preprocessing=True, layout=inside.layout, input_dtype=input_dtype)
+    detector = "boxes" in info.outputs
+    report = export_onnx(
+        graph,
+        output,
+        info.input_size,
+        dynamic_size=not fixed_size and not detector,
+        dynamic_batch=not detector,
+        opset=opset,
+        outputs=info.outputs,
+        preprocessing=inside,
+        precision="float16" if float16 else "int8" if int8 else "float32",
+        calibration=[] if calibration is None else _calibration_inputs(photos, info),
+        info=info,
+    )
     if json_file is not None:
         with replacing(json_file) as temporary:
             temporary.write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+    _print_table("exported", _export_rows(report))
+
+
+def _export_rows(report: Any) -> list[tuple[str, str]]:
     height_width = "free" if report.dynamic_size else f"fixed {report.input_size[1]}x{report.input_size[2]}"
     if report.fixed_because:
         height_width += f", as a free size failed: {report.fixed_because}"
     rows = [
         ("file", f"{report.path} ({Path(report.path).stat().st_size / 1e6:.1f} MB, opset {report.opset})"),
-        ("batch", "free"),
+        ("outputs", ", ".join(report.outputs)),
+        ("batch", "free" if report.dynamic_batch else "1"),
         ("height, width", height_width),
         ("checked on", ", ".join("x".join(map(str, shape)) for shape in report.checked)),
         ("largest relative difference", f"{report.max_relative_difference:.1e}"),
     ]
-    _print_table("exported", rows)
+    if report.agreement is not None:
+        figures = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in report.agreement.items())
+        rows.append((f"{report.precision} beside float32", figures))
+    return rows
 
 
 @app.command()
@@ -289,17 +393,30 @@ def benchmark(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16; training runs under autocast")] = "float32",
     rounds: Annotated[int, typer.Option(help="Timed rounds; the models take turns in each")] = 9,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file to write")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw published top-1 over throughput: FILE.png and .svg; FILE.json if no -o")
+    ] = None,
+    top1: Annotated[
+        Path | None, typer.Option(help="CSV with the columns model and top1, for models of unknown accuracy")
+    ] = None,
 ) -> None:
     """Measure speed, memory and cost of models, in turns, so that the machine's noise hits all alike."""
+    if plot is not None:
+        from visionattn.viz import draw_tradeoff
+
+        if output is None:
+            output = plot.with_suffix(".json")
     batches: list[Any] = ["auto" if part == "auto" else _whole("--batch", part) for part in batch.split(",")]
     sides = [_whole("--sizes", part) for part in sizes.split(",") if sizes]
     from visionattn import benchmarking
 
+    accuracies = {} if top1 is None else benchmarking.read_accuracies(top1)
     settings = benchmarking.Settings(train=train, compile=compile_models, dtype=dtype, rounds=rounds)
     if device is not None:
         settings = dataclasses.replace(settings, device=device)
     with Console(stderr=True).status("starting") as status:
         results = benchmarking.benchmark(models, sides, batches, accelerate, settings, status.update)
+    results = benchmarking.with_accuracies(results, accuracies)
     machine = benchmarking.machine(settings)
     title = f"{'training' if train else 'inference'}, {dtype}, {machine['device']}, torch {machine['torch']}"
     title += "; * accelerated" if accelerate else ""
@@ -314,6 +431,10 @@ def benchmark(
         typer.echo(f"written: {output}")
     if all(result.error is not None for result in results):
         raise typer.Exit(1)
+    if plot is not None:
+        drawn = benchmarking.comparable(results)
+        files = draw_tradeoff(drawn, plot, title, benchmarking.families(drawn))
+        typer.echo(f"drawn: {', '.join(map(str, files))}; {len(results) - len(drawn)} measurements have no accuracy")
 
 
 @app.command()
@@ -425,23 +546,122 @@ def main(arguments: Sequence[str] | None = None) -> None:
     app(args=None if arguments is None else list(arguments), prog_name="visionattn")
 
 
-def _network(name: str, checkpoint: Path | None, pretrained: bool) -> tuple[Any, tuple[int, int, int]]:
-    """Model in eval mode and its image size, from a config or a model's name."""
-    import timm
+def _graph(
+    name: str, checkpoint: Path | None, pretrained: bool, size: str | None, features: bool, class_map: bool
+) -> tuple[Any, Any]:
+    """Module to export, and what its file will say about itself, from a config or a model's name."""
+    from visionattn.export import FeatureMaps
 
+    if _is_config(name):
+        if pretrained:
+            raise ValueError("--pretrained goes with a model's name; a config says itself where its weights come from")
+        from visionattn.openmmlab import load_config
+        from visionattn.openmmlab.config import task_of
+
+        cfg = load_config(name)
+        task = task_of(cfg)
+        if class_map and task != "segmentation":
+            raise ValueError(f"--class-map is for segmentation; config {name} is for {task}")
+        if task != "classification":
+            if features:
+                raise ValueError("--features goes with a model's name or a classification config")
+            from visionattn.openmmlab import deploy
+
+            sides = None if size is None else parse_size(size, (3, 0, 0))[1:]
+            graph, info = deploy.load(cfg, checkpoint, sides, class_map)
+            return graph, info.with_(outputs=graph.names)
+        network, info = _classifier_of_config(cfg, checkpoint, size)
+    else:
+        if class_map:
+            raise ValueError(f"--class-map is for a segmentation config; {name!r} is a model's name")
+        network, info = _classifier_by_name(name, checkpoint, pretrained, size)
+    if features:
+        maps = FeatureMaps(network).eval()
+        return maps, info.with_(task="features", outputs=maps.names)
+    return network, info
+
+
+def _classifier_of_config(cfg: Any, checkpoint: Path | None, size: str | None) -> tuple[Any, Any]:
+    from visionattn.openmmlab import deploy, tasks
+
+    network = tasks.load_classifier(cfg, checkpoint)
+    return network, deploy.describe_classifier(cfg, parse_size(size, tasks.input_size(cfg)), checkpoint)
+
+
+def _classifier_by_name(name: str, checkpoint: Path | None, pretrained: bool, size: str | None) -> tuple[Any, Any]:
     import visionattn
+    from visionattn.export.classifiers import describe_model
 
-    if not _is_config(name):
-        network = visionattn.create_model(name, pretrained=pretrained)
-        if checkpoint is not None:
-            visionattn.load_checkpoint(network, checkpoint)
-        return network.eval(), tuple(timm.data.resolve_model_data_config(network)["input_size"])
-    if pretrained:
-        raise ValueError("--pretrained goes with a model's name; a config says itself where its weights come from")
-    from visionattn.openmmlab import load_config, tasks
+    network = visionattn.create_model(name, pretrained=pretrained)
+    if checkpoint is not None:
+        visionattn.load_checkpoint(network, checkpoint)
+    info = describe_model(network, name)
+    return network.eval(), info if size is None else info.with_(input_size=parse_size(size, info.input_size))
 
-    cfg = load_config(name)
-    return tasks.load_classifier(cfg, checkpoint), tasks.input_size(cfg)
+
+def _calibration_photos(folder: Path) -> list[Any]:
+    """Images below a folder, for quantisation; an error before any work where there are too few."""
+    from visionattn.data.images import IMAGE_SUFFIXES, read_image
+    from visionattn.export.precision import check_calibration
+
+    if not folder.is_dir():
+        raise FileNotFoundError(f"--calibration {folder} is not a folder")
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    try:
+        check_calibration(len(files))
+    except ValueError as error:
+        raise ValueError(f"--calibration {folder}: {error}") from None
+    step = max(len(files) // CALIBRATION_IMAGES, 1)
+    return [read_image(file) for file in files[::step][:CALIBRATION_IMAGES]]
+
+
+def _calibration_inputs(photos: Sequence[Any], info: Any) -> list[Any]:
+    """Photos as a graph takes them, all of its own size."""
+    from visionattn.export.runtime import as_input, place
+
+    if info.preparation is None:
+        raise ValueError("--calibration: the config's test pipeline does not say how photos get their size")
+    fixed = info.with_(dynamic_size=False, window=None)
+    return [as_input(place(photo, fixed).pixels, info) for photo in photos]
+
+
+def _predict_onnx(file: Path, images: Sequence[Path], output: Path, score: float) -> None:
+    """Draw what an exported file finds. PyTorch is not imported, here or in what this calls."""
+    if not images:
+        raise ValueError("predict --onnx needs image files")
+    from visionattn.data.images import read_image
+    from visionattn.export.runtime import OnnxModel, summary
+    from visionattn.viz import DensePrediction, Objects, Prediction, draw_dense, draw_predictions
+
+    model = OnnxModel(file)
+    photos = [(read_image(path), str(path)) for path in images]
+    task, title = model.info.task, f"predictions of {file}"
+    if task == "features":
+        rows = [(source, summary(model.features(photo))) for photo, source in photos]
+        _print_table("feature maps; there is nothing to draw", rows)
+        return
+    if task == "classification":
+        found = [(photo, model.classify(photo), source) for photo, source in photos]
+        labelled = [Prediction(photo, model.name(c.label), c.confidence, None, source) for photo, c, source in found]
+        draw_predictions(labelled, output, title=title)
+        rows = [(p.source, f"{p.label}  {100 * p.confidence:.1f} %") for p in labelled]
+    else:
+        drawn = []
+        for photo, source in photos:
+            predicted: Any
+            if task == "segmentation":
+                predicted = model.segment(photo)
+            else:
+                seen = model.detect(photo, score)
+                predicted = Objects(seen.boxes, seen.labels, seen.scores, seen.masks)
+            info = model.info
+            drawn.append(
+                DensePrediction(photo, predicted, model.classes, None, source, info.palette, info.ignore_index)
+            )
+        draw_dense(drawn, output, title=title)
+        rows = [(p.source, p.summary()) for p in drawn]
+    _print_table("predicted", rows)
+    Console().print(f"{len(photos)} predictions drawn in {output}", highlight=False)
 
 
 def _zoo_row(model: dict[str, Any]) -> list[str]:
@@ -504,6 +724,47 @@ def _whole(option: str, text: str) -> int:
 
 def _is_config(name: str) -> bool:
     return "/" in name or name.endswith(".py")
+
+
+def _evaluate_imagenet(
+    patterns: Sequence[str], data: str, weights: Path | None, output: Path, options: dict[str, Any], again: bool
+) -> None:
+    from visionattn import imagenet
+
+    settings = imagenet.Settings(**options)
+    one = len(patterns) == 1 and not any(letter in patterns[0] for letter in "*?[")
+    if weights is not None and not weights.exists():
+        raise FileNotFoundError(f"--weights {weights}: there is no such file or folder")
+    if weights is not None and weights.is_file() and not one:
+        raise ValueError(f"--weights {weights} is a file, which is one model's; give a folder of files for several")
+    is_file = weights is not None and weights.is_file()
+    names = imagenet.find_models(patterns, None if is_file else weights)
+    with Console(stderr=True).status("starting") as status:
+        results = imagenet.evaluate(names, data, output, weights, settings, again, status.update)
+    rows = [[str(result["model"]), *_imagenet_row(result)] for result in results]
+    _print_grid(f"{results[0]['data']}, {results[0].get('device', settings.device)}", IMAGENET_COLUMNS, rows)
+    for result in results:
+        if result["error"] is not None:
+            typer.echo(f"{result['model']} was not measured: {result['error']}")
+        elif result["unreadable"]:
+            bad = result["unreadable"]
+            typer.echo(f"{result['model']}: {len(bad)} unreadable images were left out: {', '.join(bad[:5])}")
+    typer.echo(f"written: {output}")
+    if all(result["error"] is not None for result in results):
+        raise typer.Exit(1)
+
+
+def _imagenet_row(result: dict[str, Any]) -> list[str]:
+    figures = [
+        (result.get("top1"), "{:.2f}"),
+        (result["published_top1"], "{:.2f}"),
+        (result.get("top5"), "{:.2f}"),
+        (result["published_top5"], "{:.2f}"),
+        (result.get("images"), "{}"),
+        (result.get("images_per_second"), "{:.1f}"),
+        (result.get("peak_mib"), "{:.0f}"),
+    ]
+    return [result.get("labels") or "–", *("–" if value is None else text.format(value) for value, text in figures)]
 
 
 def _metrics(record: dict[str, Any]) -> str:

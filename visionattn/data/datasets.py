@@ -7,6 +7,7 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,14 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, default_collate
 
-from visionattn.data.images import IMAGE_SUFFIXES, read_image
+from visionattn.data.imagenet import ImagePipeline
+from visionattn.data.images import IMAGE_SUFFIXES, decode_image, read_file
 from visionattn.data.pipeline import build_pipeline
+from visionattn.data.randomness import own_randomness, sample_seed
 
 logger = logging.getLogger(__name__)
+
+Pipeline = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 SPLIT_FOLDERS = {"train": ("train",), "test": ("val", "test", "validation")}
 
@@ -32,21 +37,21 @@ class ClassificationDataset(Dataset, ABC):
     Args:
         classes: Class names; a label is a position in it.
         labels: Label of each sample.
-        pipeline: Transforms for `build_pipeline`.
+        pipeline: Transforms for `build_pipeline`, or one description of ImageNet's.
         split: "train" or "test"; test samples keep the random state of epoch 0.
         seed: Seed of the augmentations.
         on_bad_image: "skip" leaves an image that cannot be read out of its batch and logs its name once;
             "raise" stops with the error that names it.
 
     Raises:
-        ValueError: An argument is not one of the allowed values.
+        ValueError: An argument is not one of the allowed values, or a label is no position in `classes`.
     """
 
     def __init__(
         self,
         classes: Sequence[str],
         labels: Sequence[int],
-        pipeline: Sequence[Mapping[str, Any]],
+        pipeline: Pipeline,
         split: str = "train",
         seed: int = 0,
         on_bad_image: str = "skip",
@@ -55,12 +60,15 @@ class ClassificationDataset(Dataset, ABC):
         check_choice("on_bad_image", on_bad_image, ("skip", "raise"))
         self.classes = tuple(classes)
         self.labels = [int(label) for label in labels]
+        wrong = sorted({label for label in self.labels if not 0 <= label < len(self.classes)})
+        if wrong:
+            raise ValueError(f"labels {wrong[:5]} lie outside the range of {len(self.classes)} classes")
         self.pipeline = build_pipeline(pipeline)
         self.split = split
         self.on_bad_image = on_bad_image
         # Shared memory: loader workers, also persistent ones, see a new epoch and report what they could not read.
         self._seed_epoch = torch.tensor([seed, 0]).share_memory_()
-        self._bad = torch.zeros(len(self.labels), dtype=torch.bool).share_memory_()
+        self._bad = torch.zeros(len(self), dtype=torch.bool).share_memory_()
 
     @property
     def metainfo(self) -> dict[str, Any]:
@@ -70,6 +78,21 @@ class ClassificationDataset(Dataset, ABC):
     @abstractmethod
     def image(self, index: int) -> np.ndarray:
         """RGB image of one sample before the pipeline, `(H, W, 3)` uint8."""
+
+    def label(self, index: int) -> int:
+        """Class of one sample."""
+        return self.labels[index]
+
+    def load(self, index: int) -> Any:
+        """What `finish` takes of one sample; raises OSError or ValueError where it cannot be read."""
+        image = self.image(index)
+        return self.pipeline.prepare(image) if isinstance(self.pipeline, ImagePipeline) else image
+
+    def finish(self, loaded: Any) -> torch.Tensor:
+        """The sample's tensor, `(3, H, W)`."""
+        if isinstance(self.pipeline, ImagePipeline):
+            return self.pipeline.finish(loaded)
+        return self.pipeline(image=loaded)["image"]
 
     def source(self, index: int) -> str:
         """Where a sample comes from, for people to read."""
@@ -87,20 +110,52 @@ class ClassificationDataset(Dataset, ABC):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> dict[str, Any] | None:
-        try:
-            image = self.image(index)
-        except (OSError, ValueError) as error:
-            if self.on_bad_image == "raise":
-                raise
-            if not self._bad[index]:
-                self._bad[index] = True
-                logger.warning("skipped: %s", error)
-            return None
+        """A sample; indices beyond the last are the same samples again, augmented differently."""
         seed, epoch = self._seed_epoch.tolist()
-        if self.split == "test":
-            epoch = 0
-        self.pipeline.set_random_seed(int(np.random.SeedSequence((seed, epoch, index)).generate_state(1)[0]))
-        return {"inputs": self.pipeline(image=image)["image"], "label": self.labels[index]}
+        draw = sample_seed(seed, 0 if self.split == "test" else epoch, index)
+        index %= len(self)
+        with self._randomness(draw):
+            try:
+                loaded, label = self.load(index), self.label(index)
+            except LabelError:
+                raise
+            except (OSError, ValueError) as error:
+                if self.on_bad_image == "raise":
+                    raise
+                if not self._bad[index]:
+                    self._bad[index] = True
+                    logger.warning("skipped: %s", error)
+                return None
+            return {"inputs": self.finish(loaded), "label": label}
+
+    def _randomness(self, seed: int) -> AbstractContextManager[None]:
+        """Where the pipeline's random numbers follow from `seed`."""
+        if isinstance(self.pipeline, ImagePipeline):
+            return own_randomness(seed)
+        self.pipeline.set_random_seed(seed)
+        return nullcontext()
+
+
+class LabelError(ValueError):
+    """A label that is no class: of the data set as a whole, not of one image, so that it is never skipped."""
+
+
+class EncodedDataset(ClassificationDataset):
+    """Samples that are files' bytes, wherever these lie. Arguments as for `ClassificationDataset`."""
+
+    @abstractmethod
+    def content(self, index: int) -> bytes:
+        """Bytes of one sample's image file; raises OSError or ValueError where they cannot be read."""
+
+    def image(self, index: int) -> np.ndarray:
+        """Image of one sample, turned upright, `(H, W, 3)` uint8."""
+        return decode_image(self.content(index), self.source(index))
+
+    def load(self, index: int) -> Any:
+        """See `ClassificationDataset`; ImageNet's pipelines decode the part that they need."""
+        if isinstance(self.pipeline, ImagePipeline):
+            return self.pipeline.decode(self.content(index), self.source(index))
+        return super().load(index)
 
 
 class DigitsDataset(ClassificationDataset):
@@ -119,7 +174,7 @@ class DigitsDataset(ClassificationDataset):
 
     def __init__(
         self,
-        pipeline: Sequence[Mapping[str, Any]],
+        pipeline: Pipeline,
         split: str = "train",
         size: int = 32,
         seed: int = 0,
@@ -159,7 +214,7 @@ def digit_scans(split: str) -> tuple[np.ndarray, np.ndarray]:
     return np.round(images[chosen].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8), labels[chosen]
 
 
-class ImageFolderDataset(ClassificationDataset):
+class ImageFolderDataset(EncodedDataset):
     """Images in a folder of class folders.
 
     Args:
@@ -179,7 +234,7 @@ class ImageFolderDataset(ClassificationDataset):
     def __init__(
         self,
         root: str | os.PathLike[str],
-        pipeline: Sequence[Mapping[str, Any]],
+        pipeline: Pipeline,
         split: str = "train",
         test_fraction: float = 0.2,
         seed: int = 0,
@@ -200,9 +255,9 @@ class ImageFolderDataset(ClassificationDataset):
         self.paths = [path for path, _ in samples]
         super().__init__(classes, [label for _, label in samples], pipeline, split, seed, on_bad_image)
 
-    def image(self, index: int) -> np.ndarray:
-        """Image of one file, `(H, W, 3)` uint8."""
-        return read_image(self.paths[index])
+    def content(self, index: int) -> bytes:
+        """Bytes of one file."""
+        return read_file(self.paths[index])
 
     def source(self, index: int) -> str:
         """Path of the file."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""albumentations pipelines from a config's list of dicts."""
+"""Pipelines from a config: a list of albumentations transforms, or one description of ImageNet's."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A  # noqa: E402
 from albumentations.pytorch import ToTensorV2  # noqa: E402
 
+from visionattn.data.imagenet import DESCRIPTIONS, ImagePipeline, build_description  # noqa: E402
+
 TRANSFORMS: dict[str, type] = {
     name: value
     for name, value in {**vars(A), "ToTensorV2": ToTensorV2}.items()
@@ -22,18 +24,25 @@ TRANSFORMS: dict[str, type] = {
 }
 
 
-def build_pipeline(transforms: Sequence[Mapping[str, Any]]) -> A.Compose:
+def build_pipeline(transforms: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> A.Compose | ImagePipeline:
     """Composed transform of a list of `dict(type="Name", **arguments)`, as `pipeline(image=array)["image"]`.
 
     Args:
         transforms: Transforms in order; `type` is the name of an albumentations class. A group such as `OneOf`
-            takes its members as a list of such dicts under `transforms`.
+            takes its members as a list of such dicts under `transforms`. Or one description of ImageNet's pipelines,
+            `dict(type="ImageNetTrain", …)` or `dict(type="ImageNetEval", …)`.
 
     Raises:
         TypeError: An entry is not a dict with a `type`.
         ValueError: A name or an argument is unknown to albumentations; nearest names are offered.
     """
-    return A.Compose([build_transform(entry) for entry in transforms])
+    entries = [transforms] if isinstance(transforms, Mapping) else list(transforms)
+    described = [entry["type"] for entry in entries if isinstance(entry, Mapping) and entry.get("type") in DESCRIPTIONS]
+    if described and len(entries) > 1:
+        raise ValueError(f"{described[0]} is a whole pipeline and stands alone; its `extra` takes further transforms")
+    if described:
+        return build_description(entries[0])
+    return A.Compose([build_transform(entry) for entry in entries])
 
 
 def build_transform(entry: Mapping[str, Any]) -> A.BasicTransform | A.BaseCompose:

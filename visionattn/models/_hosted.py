@@ -202,6 +202,7 @@ def register_hosts(
             micros={next(iter(names[host])): family.micros[host]} if host in family.micros else {},
             outputs=class_token_outputs if host == "deit" else None,
             dense_args={"*": family.dense_args[host]} if host in family.dense_args else {},
+            squash=True,
         )
         own = {tag: published for tag, published in weights.items() if tag.split(".")[0] in names[host]}
         register(module, entry, names[host], own, {tag: rows for tag, rows in (dense or {}).items() if tag in own})

@@ -129,6 +129,7 @@ class Family:
             logits and the stages' maps.
         dense_args: Arguments in which the authors' backbone for detection and segmentation differs from the
             classifier, by shell pattern of model names.
+        squash: Whether images are resized to a square for the figures, without keeping their aspect ratio.
     """
 
     name: str
@@ -147,6 +148,7 @@ class Family:
     features: tuple[int, ...] | None = None
     outputs: Callable[[Any, Tensor], Mapping[str, Tensor]] | None = None
     dense_args: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    squash: bool = False
 
 
 @dataclass(frozen=True)
@@ -231,6 +233,7 @@ def _pretrained_cfg(family: Family, row: Published) -> dict[str, Any]:
         "input_size": (3, row.size, row.size),
         "crop_pct": row.crop_pct,
         "interpolation": row.interpolation,
+        "crop_mode": "squash" if family.squash else "center",
         "mean": row.mean,
         "std": row.std,
         "first_conv": family.first_conv,

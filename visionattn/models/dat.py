@@ -277,17 +277,17 @@ MICRO_PP = {**MICRO, "stage_spec": ("N", "D", "D", "D"), "strides": (4, 2, 1, 1)
 DENSE_ARGS = {"*": {"output_norms": True}}
 DAT = Family(
     "dat", "DAT", (PAPER,), "apache-2.0", ORIGIN, dat, (key_map("DAT", PATCHES), key_map("DAT", OVERLAPS)), "dat",
-    partial(_from_reference, "DAT"), micros={"va_dat_tiny": MICRO}, dense_args=DENSE_ARGS,
+    partial(_from_reference, "DAT"), micros={"va_dat_tiny": MICRO}, dense_args=DENSE_ARGS, squash=True,
 )  # fmt: skip
 DATPP = Family(
     "datpp", "DAT++", (PAPER_PP, PAPER), "apache-2.0", ORIGIN, datpp,
     (key_map("DAT++", CONVS),), "dat", partial(_from_reference, "DAT++"), "stem.proj.0", {"va_datpp_tiny": MICRO_PP},
-    dense_args=DENSE_ARGS,
+    dense_args=DENSE_ARGS, squash=True,
 )  # fmt: skip
 DATP = Family(
     "datp", "DAT+", (PAPER_PP, PAPER), "apache-2.0", ORIGIN, datpp,
     (key_map("DAT+", PATCHES),), "dat", partial(_from_reference, "DAT+"),
-    micros={"va_datp_tiny": MICRO_PP}, dense_args=DENSE_ARGS,
+    micros={"va_datp_tiny": MICRO_PP}, dense_args=DENSE_ARGS, squash=True,
 )  # fmt: skip
 register(__name__, DAT, V1, V1_WEIGHTS)
 register(__name__, DATPP, PP, PP_WEIGHTS, PP_DENSE)

@@ -4,9 +4,17 @@
 Needs the extra `train` (`pip install "visionattn[train]"`).
 """
 
-from mmengine.registry import DATASETS, FUNCTIONS
+from mmengine.registry import DATA_SAMPLERS, DATASETS, FUNCTIONS
 
-from visionattn.data import DigitsDataset, ImageFolderDataset, drop_bad
+from visionattn.data import (
+    DigitsDataset,
+    HubDataset,
+    ImageFolderDataset,
+    ShardDataset,
+    ShardSampler,
+    TarDataset,
+    drop_bad,
+)
 from visionattn.openmmlab.backbone import TimmBackbone
 from visionattn.openmmlab.channels import fill_channels, fill_channels_when_built
 from visionattn.openmmlab.checkpoints import install as _read_safely
@@ -20,9 +28,16 @@ from visionattn.openmmlab.mmcv_ext import install as _install_mmcv_ext
 from visionattn.openmmlab.optim import TimmParamGroups
 from visionattn.openmmlab.packages import install as _find_packages
 from visionattn.openmmlab.runner import AtomicRunner
+from visionattn.openmmlab.samplers import RepeatedAugmentation
 from visionattn.openmmlab.scenes import scenes_detection, scenes_segmentation
+from visionattn.openmmlab.schedules import TimmOptimizer, TimmSchedule
+from visionattn.openmmlab.throughput import ThroughputHook
 
-for _registry, _item in ((DATASETS, DigitsDataset), (DATASETS, ImageFolderDataset), (FUNCTIONS, drop_bad)):
+for _registry, _item in (
+    *((DATASETS, kind) for kind in (DigitsDataset, HubDataset, ImageFolderDataset, ShardDataset, TarDataset)),
+    (DATA_SAMPLERS, ShardSampler),
+    (FUNCTIONS, drop_bad),
+):
     _registry.register_module(module=_item, force=True)
 
 fill_channels_when_built()
@@ -37,10 +52,14 @@ __all__ = [
     "EpochSeedHook",
     "MetricsHook",
     "ProgressHook",
+    "RepeatedAugmentation",
     "ResumableIterLoop",
+    "ThroughputHook",
     "TimmBackbone",
     "TimmClassifier",
+    "TimmOptimizer",
     "TimmParamGroups",
+    "TimmSchedule",
     "TopKAccuracy",
     "fill_channels",
     "find_config",

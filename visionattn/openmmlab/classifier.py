@@ -29,10 +29,14 @@ class TimmClassifier(BaseModel):
         label_smoothing: Weight that is spread over all classes.
         mixup: Arguments of `timm.data.Mixup` (`mixup_alpha`, `cutmix_alpha`, `prob`, …); None trains on images as
             they are.
+        grad_checkpointing: Recompute blocks in the backward pass, in place of keeping what they computed.
+        channels_last: Keep images and convolutions' weights with their channels last in memory.
+        compile: Compile the model with `torch.compile`; a mapping holds its arguments.
         data_preprocessor: As for mmengine's BaseModel.
 
     Raises:
-        ValueError: The model's name is unknown, or `label_smoothing` lies outside [0, 1).
+        ValueError: The model's name is unknown, `label_smoothing` lies outside [0, 1), or the model cannot recompute
+            its blocks.
     """
 
     def __init__(
@@ -43,6 +47,9 @@ class TimmClassifier(BaseModel):
         pretrained: bool = False,
         label_smoothing: float = 0.0,
         mixup: Mapping[str, Any] | None = None,
+        grad_checkpointing: bool = False,
+        channels_last: bool = False,
+        compile: bool | Mapping[str, Any] = False,
         data_preprocessor: dict | nn.Module | None = None,
     ) -> None:
         if not 0 <= label_smoothing < 1:
@@ -53,6 +60,22 @@ class TimmClassifier(BaseModel):
         self.mixup = None
         if mixup is not None:
             self.mixup = Mixup(**mixup, num_classes=num_classes, label_smoothing=label_smoothing)
+        if grad_checkpointing:
+            self._recompute(name)
+        self.memory_format = torch.channels_last if channels_last else torch.preserve_format
+        self.model.to(memory_format=self.memory_format)
+        if compile is not False:
+            self.model.compile(**({} if compile is True else compile))
+
+    def _recompute(self, name: str) -> None:
+        network: Any = self.model
+        try:
+            network.set_grad_checkpointing(True)
+        except (AssertionError, AttributeError, TypeError):  # what timm's models do that do not know it
+            raise ValueError(f"model.grad_checkpointing=True: {name} cannot recompute its blocks") from None
+
+    def init_weights(self) -> None:
+        """Nothing: timm's models begin with their weights, which mmengine would draw anew where they know how."""
 
     def forward(self, inputs: Tensor, label: Tensor | None = None, mode: str = "tensor") -> Any:
         """Logits, losses or predictions.
@@ -66,6 +89,7 @@ class TimmClassifier(BaseModel):
         Raises:
             ValueError: `mode` is none of these.
         """
+        inputs = inputs.to(memory_format=self.memory_format)
         if mode == "tensor":
             return self.model(inputs)
         if mode == "predict":

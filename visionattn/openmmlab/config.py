@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, DictAction
-from mmengine.registry import OPTIM_WRAPPERS
+from mmengine.registry import DATASETS, OPTIM_WRAPPERS
 from mmengine.runner import Runner
 
-from visionattn.data import ImageFolderDataset
+from visionattn.data import recognise
+from visionattn.data.shards import has_classes
 from visionattn.openmmlab import structure
 from visionattn.openmmlab.channels import fill_channels
 
@@ -90,9 +91,9 @@ def load_config(
     Args:
         name: A config's path or built-in name.
         overrides: `dotted.key=value` each; lists as `key=[a,b]`, positions in lists as `key.0.sub=value`.
-        data: Data in place of the config's. For classification a folder of class folders, or one with `train/` and
-            `val/`; for detection a folder like COCO's, for segmentation one like ADE20K's. The number of classes
-            follows.
+        data: Data in place of the config's. For classification a folder of class folders, tar files or shards, or one
+            with `train/` and `val/`, or `hfds/NAME`; for detection a folder like COCO's, for segmentation one like
+            ADE20K's. The number of classes follows.
 
     Returns:
         The config. Channels that a neck or head leaves open are filled in, and detection and segmentation get the hooks
@@ -184,18 +185,40 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     return parser.parse_args(["--set", *overrides]).set
 
 
-def use_folder(cfg: Config, root: str | os.PathLike[str]) -> None:
-    """Replace the data sets of `cfg` by the class folders under `root`, and set the model's number of classes."""
-    classes: tuple[str, ...] = ()
+def use_folder(cfg: Config, data: str | os.PathLike[str]) -> None:
+    """Let the loaders of `cfg` read images from `data`, and the model have as many classes.
+
+    Args:
+        cfg: A classification config, changed in place.
+        data: Class folders, tar files, WebDataset shards or a Hugging Face dataset: see `visionattn.data.recognise`.
+            Shards that don't name their classes have as many as the config's model. In training their order is
+            `ShardSampler`'s where the config has mmengine's default.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        ValueError: It is not what it should be.
+    """
+    source = recognise(data)
+    if source["type"] == "ShardDataset" and not has_classes(source["root"]):
+        source["classes"] = cfg.model.num_classes
+    counts = set()
     for key in DATALOADERS:
         if cfg.get(key) is None:
             continue
         old = cfg[key].dataset
         kept = {name: old[name] for name in ("pipeline", "split", "seed", "on_bad_image") if name in old}
-        cfg[key].dataset = {"type": "ImageFolderDataset", "root": str(root), **kept, "_delete_": True}
+        cfg[key].dataset = {**source, **kept, "_delete_": True}
         cfg[key].dataset.pop("_delete_", None)
-        classes = ImageFolderDataset(root, pipeline=(), split=kept.get("split", "train")).classes
-    cfg.model.num_classes = len(classes)
+        if source["type"] == "ShardDataset" and key.startswith("train"):
+            _read_in_runs(cfg[key])
+        counts.add(len(DATASETS.build({**source, "pipeline": (), "split": kept.get("split", "train")}).classes))
+    cfg.model.num_classes = max(counts)
+
+
+def _read_in_runs(loader: Any) -> None:
+    sampler = loader.get("sampler") or {}
+    if sampler.get("type") == "DefaultSampler":
+        loader.sampler = {**sampler, "type": "ShardSampler"}
 
 
 def _runner_keys() -> set[str]:

@@ -42,8 +42,8 @@ CURVES_FILE = "curves.png"
 class EpochSeedHook(Hook):
     """Seeds every random generator from (seed, epoch, rank), so that a resumed run goes on as if never stopped.
 
-    In a run by steps, which has no epochs, and in detection and segmentation every step is seeded from (seed, step,
-    rank), so that what loaders draw does not count.
+    In a run by steps, which has no epochs, in detection and segmentation, and where checkpoints are written within
+    epochs, every step is seeded from (seed, step, rank), so that what loaders draw does not count.
     """
 
     priority = "VERY_HIGH"
@@ -57,12 +57,18 @@ class EpochSeedHook(Hook):
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Seed the step that begins, where its data are seeded apart."""
-        if by_steps(runner) or isinstance(runner.train_dataloader.dataset, SeededDataset):
+        apart = isinstance(runner.train_dataloader.dataset, SeededDataset)
+        if by_steps(runner) or apart or saves_within_epochs(runner):
             _seed_everything(runner.seed, runner.iter)
 
 
 def _seed_everything(seed: int, count: int) -> None:
     set_random_seed(int(np.random.SeedSequence((seed, count, get_rank())).generate_state(1)[0]))
+
+
+def saves_within_epochs(runner: Runner) -> bool:
+    """Whether a run by epochs may be resumed in the middle of one."""
+    return any(isinstance(hook, AtomicCheckpointHook) and hook.interval is not None for hook in runner.hooks)
 
 
 def by_steps(runner: Runner) -> bool:
@@ -288,7 +294,7 @@ class AtomicCheckpointHook(Hook):
 
     Args:
         monitor: Validation metric that decides on the best, higher is better; None for the first of `MONITORS`.
-        interval: In a run by steps, steps between two checkpoints beside those after validations; None for none.
+        interval: Steps between two checkpoints beside those after validations and epochs; None for none.
     """
 
     priority = "VERY_LOW"
@@ -313,9 +319,12 @@ class AtomicCheckpointHook(Hook):
     ) -> None:
         """Save a step that is due, unless its validation follows."""
         step = runner.iter + 1
-        due = step == runner.max_iters or (self.interval is not None and step % self.interval == 0)
-        if by_steps(runner) and due and not runner.train_loop.validates_after(step):
-            self._save(runner, "last.pth", 0, {}, step)
+        due = self.interval is not None and step % self.interval == 0
+        if by_steps(runner):
+            if (due or step == runner.max_iters) and not runner.train_loop.validates_after(step):
+                self._save(runner, "last.pth", 0, {}, step)
+        elif due and batch_idx + 1 < len(runner.train_dataloader):  # the epoch's end saves by itself
+            self._save(runner, "last.pth", runner.epoch, {}, step)
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Save an epoch that is not validated."""

@@ -8,21 +8,20 @@ nor the number of processes, nor a resumed run changes what the model sees.
 from __future__ import annotations
 
 import itertools
-import random
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from mmengine.dataset import Compose
 from mmengine.dist import get_rank, get_world_size
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from visionattn.data.images import ends_early
+from visionattn.data.randomness import own_randomness, sample_seed
+
 JPEG_SUFFIXES = (".jpg", ".jpeg")
-SCAN, END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
 
 
 class Draw(NamedTuple):
@@ -30,21 +29,6 @@ class Draw(NamedTuple):
 
     sample: int
     seed: int
-
-
-@contextmanager
-def own_randomness(seed: int) -> Iterator[None]:
-    """Random numbers of Python, NumPy and PyTorch's CPU generator from `seed`; afterwards they go on as before."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
 
 
 class SeededDataset(Dataset):
@@ -102,11 +86,6 @@ class NumberedBatches:
                 yield [Draw(index, sample_seed(self.seed, epoch, position)) for index, position in draws]
 
 
-def sample_seed(seed: int, epoch: int, position: int) -> int:
-    """Seed, 0 to 2**32 - 1, of the random numbers that augment one sample."""
-    return int(np.random.SeedSequence((seed, epoch, position)).generate_state(1)[0])
-
-
 def reproducible(loader: DataLoader, seed: int) -> DataLoader:
     """The same loader with samples that follow from `(seed, epoch, position)`.
 
@@ -114,13 +93,18 @@ def reproducible(loader: DataLoader, seed: int) -> DataLoader:
     """
     if hasattr(loader.dataset, "set_random_state"):
         return loader
+    return rebuilt(loader, SeededDataset(loader.dataset), NumberedBatches(loader.batch_sampler, seed))
+
+
+def rebuilt(loader: DataLoader, dataset: Any, batches: Any) -> DataLoader:
+    """A loader with the settings of another one, for a data set and batches of its indices."""
     workers: dict[str, Any] = {
         "persistent_workers": loader.persistent_workers,
         "prefetch_factor": loader.prefetch_factor,
     }
     return DataLoader(
-        SeededDataset(loader.dataset),
-        batch_sampler=NumberedBatches(loader.batch_sampler, seed),
+        dataset,
+        batch_sampler=batches,
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,
@@ -220,11 +204,7 @@ def image_size(path: str) -> tuple[int, int]:
 def is_cut_off(path: str) -> bool:
     """Whether a JPEG file ends within its picture, of which decoders make a picture that is partly grey."""
     file = Path(path)
-    if file.suffix.lower() not in JPEG_SUFFIXES or not file.is_file():
-        return False
-    content = file.read_bytes()
-    # Within a scan 0xFF is always followed by 0 or a restart marker, so that these are markers.
-    return content.rfind(END_OF_IMAGE) < content.rfind(SCAN)
+    return file.suffix.lower() in JPEG_SUFFIXES and file.is_file() and ends_early(file.read_bytes())
 
 
 def guard(dataset: Any) -> None:

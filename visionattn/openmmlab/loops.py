@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training by steps that resumes at its place in the data, without loading what came before."""
+"""Training by steps or epochs that resumes at its place in the data, without loading what came before."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from mmengine.registry import LOOPS
-from mmengine.runner import BaseLoop, IterBasedTrainLoop
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop
 from mmengine.runner.utils import calc_dynamic_intervals
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
-from visionattn.openmmlab.loading import NumberedBatches
+from visionattn.openmmlab.loading import NumberedBatches, rebuilt
 
 
 class EndlessBatches:
@@ -113,3 +114,27 @@ class ResumableIterLoop(IterBasedTrainLoop):
         self.runner.call_hook("after_train_epoch")
         self.runner.call_hook("after_train")
         return self.runner.model
+
+
+@LOOPS.register_module()
+class ResumableEpochLoop(EpochBasedTrainLoop):
+    """mmengine's loop by epochs, with its arguments; a run resumed within one begins with the batch that was next."""
+
+    def run_epoch(self) -> None:
+        """The epoch, or what a resumed run has not trained of it."""
+        self.runner.call_hook("before_train_epoch")
+        self.runner.model.train()
+        done = self._iter - self._epoch * len(self.dataloader)
+        for number, batch in enumerate(batches_after(self.dataloader, done), done):
+            self.run_iter(number, batch)
+        self.runner.call_hook("after_train_epoch")
+        self._epoch += 1
+
+
+def batches_after(loader: DataLoader, count: int) -> Iterable[Any]:
+    """Batches of a loader's pass without the first ones, which are not loaded where the data have indices."""
+    if count <= 0:
+        return loader
+    if isinstance(loader.dataset, IterableDataset) or loader.batch_sampler is None:
+        return itertools.islice(loader, count, None)
+    return rebuilt(loader, loader.dataset, list(itertools.islice(loader.batch_sampler, count, None)))

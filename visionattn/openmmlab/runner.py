@@ -11,9 +11,10 @@ from typing import Any
 
 import mmengine
 import torch
-from mmengine.dist import master_only
+from mmengine.device import get_device
+from mmengine.dist import is_main_process
 from mmengine.logging import MMLogger
-from mmengine.model import is_model_wrapper
+from mmengine.model import convert_sync_batchnorm, is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import BaseLoop, Runner
 from mmengine.runner.checkpoint import weights_to_cpu
@@ -22,7 +23,9 @@ from torch.utils.data import DataLoader
 
 from visionattn._files import replacing
 from visionattn.openmmlab.checkpoints import read_checkpoint
+from visionattn.openmmlab.labels import check_labels
 from visionattn.openmmlab.loading import guard, reproducible, why_empty
+from visionattn.openmmlab.sharding import FULLY_SHARD, is_sharded, optimizer_parts, parts_like, shard, whole
 
 
 def load_strictly(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
@@ -44,7 +47,7 @@ def load_strictly(model: nn.Module, state: dict[str, Tensor], source: str) -> No
     ]
     if found:
         raise ValueError(f"checkpoint {source} does not fit the model: {'; '.join(found)}")
-    model.load_state_dict(state)
+    model.load_state_dict(parts_like(state, own))
 
 
 def load_fitting(model: nn.Module, state: dict[str, Tensor], source: str) -> list[str]:
@@ -60,7 +63,7 @@ def load_fitting(model: nn.Module, state: dict[str, Tensor], source: str) -> lis
     fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
     if not fitting:
         raise ValueError(f"load_from={source!r}: none of its {len(state)} entries fits the model")
-    model.load_state_dict(fitting, strict=False)
+    model.load_state_dict(parts_like(fitting, own), strict=False)
     return [key for key in own if key not in fitting]
 
 
@@ -94,21 +97,33 @@ class AtomicRunner(Runner):
         return loader
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
-        """Loop whose samples follow from the seed alone; one by steps resumes at its place in the data."""
+        """Loop whose samples follow from the seed alone, and which resumes at its place in the data."""
         if isinstance(loop, BaseLoop):
             return loop
         loop, settings = dict(loop), self._train_dataloader
         if not loop.pop("by_epoch", True) or loop.get("type") == "IterBasedTrainLoop":
             loop["type"] = "ResumableIterLoop"
-        elif "type" not in loop:
-            loop["by_epoch"] = True
+        elif loop.get("type", "EpochBasedTrainLoop") == "EpochBasedTrainLoop":
+            loop["type"] = "ResumableEpochLoop"
         if isinstance(settings, dict):
             different = self._randomness_cfg.get("diff_rank_seed", False)
             self._train_dataloader = reproducible(self.build_dataloader(settings, self.seed, different), self.seed)
         try:
-            return super().build_train_loop(loop)
+            return self._with_fitting_labels(super().build_train_loop(loop))
         finally:
             self._train_dataloader = settings  # mmengine reads the batch size there
+
+    def build_val_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        """Loop whose labels the model knows."""
+        return self._with_fitting_labels(super().build_val_loop(loop))
+
+    def build_test_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        """Loop whose labels the model knows."""
+        return self._with_fitting_labels(super().build_test_loop(loop))
+
+    def _with_fitting_labels(self, loop: BaseLoop) -> BaseLoop:
+        check_labels(self.model, loop.dataloader.dataset)
+        return loop
 
     def build_logger(self, log_level: int | str = "INFO", log_file: str | None = None, **kwargs: Any) -> MMLogger:
         """Logger whose terminal handler shows warnings only."""
@@ -118,7 +133,48 @@ class AtomicRunner(Runner):
                 handler.setLevel(max(handler.level, logging.WARNING))
         return logger
 
-    @master_only
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
+        """Model for several processes; `model_wrapper_cfg.type="FullyShard"` spreads its weights over them.
+
+        Raises:
+            ValueError: The weights cannot be spread: there is one process, or they are averaged by a hook.
+        """
+        if (model_wrapper_cfg or {}).get("type") != FULLY_SHARD:
+            return super().wrap_model(model_wrapper_cfg, model)
+        if not self.distributed:
+            raise ValueError("model_wrapper_cfg.type='FullyShard' needs several processes: --launcher pytorch or slurm")
+        hooks = [*(self.cfg.get("custom_hooks") or ()), *(self.cfg.get("default_hooks") or {}).values()]
+        if any(hook and hook.get("type") == "EMAHook" for hook in hooks):
+            raise ValueError(
+                "model_wrapper_cfg.type='FullyShard' and EMAHook: averaged weights are not spread over processes; "
+                "take one of both, default_hooks.ema=None for instance"
+            )
+        model = model.to(get_device())
+        initialised: Any = model
+        if hasattr(initialised, "init_weights"):
+            initialised.init_weights()  # whole, as one process draws them
+        if self.cfg.get("sync_bn") is not None:
+            model = convert_sync_batchnorm(model, self.cfg.sync_bn)
+        for tensor in (*model.parameters(), *model.buffers()):
+            torch.distributed.broadcast(tensor.data, 0)
+        settings = {key: value for key, value in (model_wrapper_cfg or {}).items() if key != "type"}
+        try:
+            return shard(model, **settings)
+        except TypeError as error:
+            raise ValueError(f"model_wrapper_cfg: {error}; FullyShard knows min_parameters and dtype") from None
+
+    def _init_model_weights(self) -> None:
+        if not is_sharded(self.model):
+            super()._init_model_weights()
+
+    def scale_lr(self, optim_wrapper: Any, auto_scale_lr: dict | None = None) -> None:
+        """Scale the learning rate to the images of a step, those of all processes and accumulated steps."""
+        base = (auto_scale_lr or {}).get("base_batch_size")
+        if auto_scale_lr is None or not base:
+            return
+        accumulated = getattr(optim_wrapper, "_accumulative_counts", 1)
+        super().scale_lr(optim_wrapper, {**auto_scale_lr, "base_batch_size": base / accumulated})
+
     def save_checkpoint(
         self,
         out_dir: str,
@@ -131,6 +187,8 @@ class AtomicRunner(Runner):
         backend_args: dict | None = None,
     ) -> None:
         """Write a checkpoint under a temporary name, then give it its own: a failure leaves an older file whole.
+
+        The main process writes. Checkpoints of weights that are spread over processes hold them whole.
 
         Args:
             out_dir: A local folder.
@@ -145,13 +203,22 @@ class AtomicRunner(Runner):
         if file_client_args is not None or backend_args is not None:
             raise ValueError("file_client_args and backend_args must be None: checkpoints are local files")
         model = self.model.module if is_model_wrapper(self.model) else self.model
+        sharded = is_sharded(model)
+        if not (sharded or is_main_process()):
+            return
+        # What is spread over processes is gathered by all of them.
+        state = whole(dict(model.state_dict())) if sharded else weights_to_cpu(model.state_dict())
+        optimizer = self.optim_wrapper.state_dict() if save_optimizer else None
+        optimizer = whole(optimizer) if sharded else optimizer
+        if not is_main_process():
+            return
         checkpoint: dict[str, Any] = {
             "meta": {**self._run_facts(by_epoch), **(meta or {})},
-            "state_dict": weights_to_cpu(model.state_dict()),
+            "state_dict": state,
             "message_hub": {"log_scalars": {}, "runtime_info": {}, "resumed_keys": {}},
         }
-        if save_optimizer:
-            checkpoint["optimizer"] = self.optim_wrapper.state_dict()
+        if optimizer is not None:
+            checkpoint["optimizer"] = optimizer
         if save_param_scheduler and self.param_schedulers is not None:
             checkpoint["param_schedulers"] = [scheduler.state_dict() for scheduler in self.param_schedulers]
         self.call_hook("before_save_checkpoint", checkpoint=checkpoint)
@@ -207,6 +274,8 @@ class AtomicRunner(Runner):
                 self.logger.warning("load_from=%s does not fill %d entries: %s", filename, len(left), ", ".join(left))
         else:
             load_strictly(model, checkpoint["state_dict"], str(filename))
+            if is_sharded(model) and self._resume and "optimizer" in checkpoint:
+                checkpoint["optimizer"] = optimizer_parts(checkpoint["optimizer"], self.optim_wrapper.optimizer)
         self._has_loaded = True
         self.logger.info("loaded checkpoint %s", filename)
         return checkpoint

@@ -65,6 +65,7 @@ def train(
     if resume not in (True, False, "auto"):
         raise ValueError(f"resume={resume!r} must be True, False or 'auto'")
     work_dir, task = Path(work_dir), task_of(cfg)
+    resume = "auto" if distributed.restarted() else resume
     resume = (work_dir / "last.pth").is_file() if resume == "auto" else resume
     cfg.resume = resume
     if resume:
@@ -78,7 +79,8 @@ def train(
     start = time.monotonic()
     with _package_log(runner):
         try:
-            runner.train()
+            with distributed.naming_lost_processes():
+                runner.train()
         finally:
             for hook in runner.hooks:
                 if isinstance(hook, ProgressHook):
@@ -103,6 +105,20 @@ def train(
     }
     _write_json(summary, work_dir / "summary.json")
     return summary
+
+
+def scale_learning_rate(cfg: Config) -> None:
+    """Have the learning rate of `cfg` scaled by the images of a step, over those that it holds for.
+
+    Raises:
+        ValueError: The config does not say how many it holds for.
+    """
+    if not (cfg.get("auto_scale_lr") or {}).get("base_batch_size"):
+        raise ValueError(
+            f"--scale-lr: config {cfg.filename} has no auto_scale_lr.base_batch_size, the images of a step that its "
+            "learning rate holds for"
+        )
+    cfg.auto_scale_lr = {**cfg.auto_scale_lr, "enable": True}
 
 
 def evaluate(
@@ -181,6 +197,7 @@ def _predict_classes(
 ) -> list[Prediction]:
     content = read_checkpoint(checkpoint)
     model: Any = load_classifier(cfg, checkpoint)
+    arrays: list[tuple[np.ndarray, str | None, str]]
     if images:
         pipeline = build_pipeline(cfg.test_dataloader.dataset.pipeline)
         classes = content["meta"]["dataset_meta"]["classes"]
@@ -190,7 +207,7 @@ def _predict_classes(
         _check_classes(content, dataset.classes)
         pipeline, classes = dataset.pipeline, dataset.classes
         chosen = torch.linspace(0, len(dataset) - 1, min(max(samples, 1), len(dataset))).round().int().tolist()
-        arrays = [(dataset.image(i), classes[dataset.labels[i]], dataset.source(i)) for i in chosen]
+        arrays = [(dataset.image(i), classes[dataset.label(i)], dataset.source(i)) for i in chosen]
     predictions = []
     for image, truth, source in arrays:
         with torch.inference_mode():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures: training curves, labelled images, detections and class maps.
+"""Pictures: training curves, labelled images, detections and class maps, accuracy over speed.
 
 Needs the extra `viz` (`pip install "visionattn[viz]"`).
 """
@@ -7,5 +7,6 @@ Needs the extra `viz` (`pip install "visionattn[viz]"`).
 from visionattn.viz.curves import draw_curves
 from visionattn.viz.dense import DensePrediction, Objects, draw_dense
 from visionattn.viz.predictions import Prediction, draw_predictions
+from visionattn.viz.tradeoff import draw_tradeoff
 
-__all__ = ["DensePrediction", "Objects", "Prediction", "draw_curves", "draw_dense", "draw_predictions"]
+__all__ = ["DensePrediction", "Objects", "Prediction", "draw_curves", "draw_dense", "draw_predictions", "draw_tradeoff"]

@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+"""va_agent_cswin_tiny trained for 310 epochs on ImageNet-1K, 224x224.
+
+    visionattn train imagenet/agent/agent-cswin-tiny_310e --data DIR
+
+Published: top-1 83.1.
+"""
+
+_base_ = "./_cswin.py"
+
+model = dict(name="va_agent_cswin_tiny")
+val_dataloader = dict(dataset=dict(pipeline=dict(crop_mode="squash")))
+test_dataloader = val_dataloader

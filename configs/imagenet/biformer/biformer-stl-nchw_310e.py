@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
+"""va_biformer_stl_nchw trained for 310 epochs on ImageNet-1K, 224x224.
+
+    visionattn train imagenet/biformer/biformer-stl-nchw_310e --data DIR
+
+Published: top-1 82.7.
+"""
+
+_base_ = "./_biformer.py"
+
+model = dict(name="va_biformer_stl_nchw")

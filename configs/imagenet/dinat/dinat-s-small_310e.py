@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
+"""va_dinat_s_small trained for 310 epochs on ImageNet-1K, 224x224.
+
+    visionattn train imagenet/dinat/dinat-s-small_310e --data DIR
+
+Published: top-1 83.5.
+"""
+
+_base_ = "./_dinat.py"
+
+model = dict(name="va_dinat_s_small")

@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+"""va_nat_isotropic_base trained for 310 epochs on ImageNet-1K, 224x224.
+
+    visionattn train imagenet/dinat/nat-isotropic-base_310e --data DIR
+
+Published: top-1 81.6.
+"""
+
+_base_ = "./_dinat.py"
+
+model = dict(name="va_nat_isotropic_base")
+param_scheduler = dict(warmup_epochs=50)
+default_hooks = dict(ema=dict(type="EMAHook", momentum=0.0002))

@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: Apache-2.0
+"""va_flatten_pvt_medium trained for 310 epochs on ImageNet-1K, 224x224.
+
+visionattn train imagenet/flatten/flatten-pvt-medium_310e --data DIR
+"""
+
+_base_ = "./_pvt.py"
+
+model = dict(name="va_flatten_pvt_medium")
+val_dataloader = dict(dataset=dict(pipeline=dict(crop_mode="squash")))
+test_dataloader = val_dataloader
+optim_wrapper = dict(clip_grad=dict(max_norm=1.0))

@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+"""va_inline_cswin_tiny trained for 310 epochs on ImageNet-1K, 224x224.
+
+    visionattn train imagenet/inline/inline-cswin-tiny_310e --data DIR
+
+Published: top-1 83.2.
+"""
+
+_base_ = "./_cswin.py"
+
+model = dict(name="va_inline_cswin_tiny")
+val_dataloader = dict(dataset=dict(pipeline=dict(crop_mode="squash")))
+test_dataloader = val_dataloader

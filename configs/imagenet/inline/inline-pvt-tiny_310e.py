@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+"""va_inline_pvt_tiny trained for 310 epochs on ImageNet-1K, 224x224.
+
+    visionattn train imagenet/inline/inline-pvt-tiny_310e --data DIR
+
+Published: top-1 78.2.
+"""
+
+_base_ = "./_pvt.py"
+
+model = dict(name="va_inline_pvt_tiny")
+val_dataloader = dict(dataset=dict(pipeline=dict(crop_mode="squash")))
+test_dataloader = val_dataloader

@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+"""va_mambaout_femto trained for 310 epochs on ImageNet-1K, 224x224.
+
+    visionattn train imagenet/mambaout/mambaout-femto_310e --data DIR
+
+Published: top-1 78.9.
+"""
+
+_base_ = "./_mambaout.py"
+
+model = dict(name="va_mambaout_femto")
+val_dataloader = dict(dataset=dict(pipeline=dict(crop_pct=1.0)))
+test_dataloader = val_dataloader

@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
+"""va_swinv2_base_window12to24 fine-tuned for 30 epochs on ImageNet-1K, 384x384.
+
+    visionattn train imagenet/swinv2/swinv2-base-window12to24_ft-22k-30e --data DIR
+
+It starts from the weights of swinv2-base-window12_22k-90e; model.kwargs.pretrained_cfg_overlay.file names another
+file. Published: top-1 87.1.
+"""
+
+_base_ = "../_base_/finetune.py"
+
+model = dict(
+    name="va_swinv2_base_window12to24",
+    kwargs=dict(pretrained_cfg_overlay=dict(file="work_dirs/swinv2-base-window12_22k-90e/best.pth", num_classes=21841)),
+)
+train_dataloader = dict(dataset=dict(pipeline=dict(size=384)))
+val_dataloader = dict(dataset=dict(pipeline=dict(size=384, crop_pct=1.0)))
+test_dataloader = val_dataloader

@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
+"""va_triplet_resnet34 trained for 100 epochs on ImageNet-1K, 224x224.
+
+visionattn train imagenet/triplet/triplet-resnet34_100e --data DIR
+"""
+
+_base_ = "../_base_/resnet.py"
+
+model = dict(name="va_triplet_resnet34")
+val_dataloader = dict(dataset=dict(pipeline=dict(interpolation="bicubic")))
+test_dataloader = val_dataloader
