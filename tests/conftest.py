@@ -6,10 +6,11 @@ The tests run in one process a core; more threads than one in each would get int
 
 import os
 
-import torch
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Read when torch is loaded; `torch.set_num_threads` holds for the main thread alone.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch  # noqa: E402
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
-
-if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)

@@ -18,9 +18,10 @@ def report(*arguments):
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
-    ["window7-shifted/", *(pytest.param(c, marks=pytest.mark.slow) for c in ("halo8-3/", "neighborhood7-extra-gqa/"))],
+    ["window7-shifted/", "halo8-3/", "neighborhood7-extra-gqa/"],
 )
 def test_kernels_compile_without_spills(case):
     done = report("--arch", "sm_90", "--dtype", "bf16", "--head-dim", "32", "--only", case)

@@ -162,7 +162,7 @@ def test_autocast_casts_queries_and_keys_but_keeps_float64():
     assert (out - exact).abs().max() < 8 * torch.finfo(torch.bfloat16).eps * exact.abs().max()
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("dynamic", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_compiles_to_one_graph(dynamic):
     """aot_eager traces forward and backward as every backend does, without a C++ compiler."""
     torch._dynamo.reset()
@@ -208,6 +208,7 @@ class Local(torch.nn.Module):
         return halo_attention(x, x, x, 4, 1)
 
 
+@pytest.mark.slow
 def test_exports_with_free_batch_height_and_width():
     dim = torch.export.Dim
     module, example = Local().eval(), packed(12, 10, dtype=torch.float32)

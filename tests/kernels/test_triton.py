@@ -70,8 +70,20 @@ def assert_equal_to_torch(call, inputs, dtype=torch.float32):
 # --- agreement -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", CALLS)
+# Seconds to half a minute each in the interpreter; of these one dtype by default.
+COSTLY = {(name, dtype) for name in ("halo", "window") for dtype in (torch.bfloat16, torch.float16)} - {
+    ("window", torch.bfloat16)
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param(name, dtype, id=f"{name}-{dtype}", marks=[pytest.mark.slow] if (name, dtype) in COSTLY else [])
+        for name in CALLS
+        for dtype in (torch.float32, torch.bfloat16, torch.float16)
+    ],
+)
 def test_agrees_with_the_torch_path(name, dtype):
     values = {n: t.detach() for n, t in tensors(batch=1).items()}
     inputs = {"qkv": packed(7, 8, dim=6).double(), **values}
@@ -82,6 +94,7 @@ def test_agrees_with_the_torch_path(name, dtype):
     assert_equal_to_torch(call, inputs, dtype)
 
 
+LARGE = ("3d", "halo-larger-than-block", "strided", "even-dilated")  # half a minute each in the interpreter
 GEOMETRIES = {
     "1d": ((37,), dict(kernel_size=8, dilation=2)),
     "1d-causal-strided": ((23,), dict(kernel_size=6, stride=4, causal=True)),
@@ -97,7 +110,13 @@ GEOMETRIES = {
 }
 
 
-@pytest.mark.parametrize("size, fields", GEOMETRIES.values(), ids=GEOMETRIES)
+@pytest.mark.parametrize(
+    ("size", "fields"),
+    [
+        pytest.param(*case, id=name, marks=[pytest.mark.slow] if name in LARGE else [])
+        for name, case in GEOMETRIES.items()
+    ],
+)
 def test_any_geometry(size, fields):
     pattern = LocalPattern(**fields)
     tables = [2 * axis.kernel_size - 1 for axis in pattern.axes(len(size))]
@@ -206,7 +225,9 @@ def test_tiles_do_not_change_the_result(name, seed, monkeypatch):
     local_triton._geometry.cache_clear()
 
 
-@pytest.mark.parametrize("device", tiles.DEVICES)
+@pytest.mark.parametrize(
+    "device", [d if d == "sm_90" else pytest.param(d, marks=pytest.mark.slow) for d in tiles.DEVICES]
+)
 def test_every_devices_tiles_agree(device, monkeypatch):
     monkeypatch.setattr(local_triton, "device_of", lambda _: tiles.DEVICES[device])
     local_triton._geometry.cache_clear()

@@ -166,8 +166,14 @@ def test_bad_arguments_of_gates_are_named(name, kwargs, message):
 # --- gates in networks ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", CARRIERS)
-@pytest.mark.parametrize("gate", OURS)
+@pytest.mark.parametrize(
+    ("gate", "name"),
+    [
+        pytest.param(gate, name, marks=[] if i % len(CARRIERS) == j else [pytest.mark.slow])
+        for i, gate in enumerate(OURS)
+        for j, name in enumerate(CARRIERS)
+    ],
+)
 def test_gated_networks_train_and_keep_their_state(gate, name):
     model, other = (attach(carrier(name), gate, **OURS[gate]) for _ in range(2))
     x = images(batch=4)

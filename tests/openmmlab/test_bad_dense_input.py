@@ -261,7 +261,11 @@ def test_run_lengths_of_another_size_name_the_image(coco):
         train(DETECTION, root)
 
 
-@pytest.mark.parametrize("config", [DETECTION, SEGMENTATION], ids=["detection", "segmentation"])
+@pytest.mark.parametrize(
+    "config",
+    [pytest.param(DETECTION, marks=pytest.mark.slow), SEGMENTATION],
+    ids=["detection", "segmentation"],
+)
 def test_a_loss_that_is_no_number_names_the_step_and_the_images(config, coco, ade):
     root = coco[0] if config == DETECTION else ade
     cfg = load_config(config, ["optim_wrapper.optimizer.lr=1e30", "optim_wrapper.clip_grad=None"], root)

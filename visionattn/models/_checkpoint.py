@@ -40,17 +40,17 @@ class KeyMap:
             `re.sub` does; each may match, so that one rule can rename a prefix and another the end.
         constants: Patterns of entries that the model derives by itself: index tables, masks.
         optional: Patterns of our names that a file may lack; the model keeps its values.
-        spare: Patterns of our names that a model may lack; the file's entries are left out then.
         refuses: Says why entries, ours or the publisher's, are none for a model though they may fit: of another
             architecture with the same names and shapes; None if they are not.
+        spare: Patterns of our names that a model may lack; the file's entries are left out then.
     """
 
     name: str
     keys: tuple[tuple[Any, ...], ...]
     constants: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
-    spare: tuple[str, ...] = ()
     refuses: Callable[[Mapping[str, Tensor], nn.Module], str | None] | None = None
+    spare: tuple[str, ...] = ()
 
     def rename(self, name: str) -> tuple[str, list[Transform]]:
         """Our name of an entry, and the transforms its tensor needs."""

@@ -103,7 +103,7 @@ def load_config(
         ValueError: Unknown config, unknown key or malformed override, each with the nearest names.
         FileNotFoundError: `data`, or a part of it, does not exist.
     """
-    cfg = Config.fromfile(find_config(name))
+    cfg = _unformatted(Config.fromfile(find_config(name)))
     task = task_of(cfg)
     if task in SCOPES:
         adopt_runtime(cfg, task)
@@ -119,6 +119,12 @@ def load_config(
     elif data is not None:
         use_folder(cfg, data)
     return cfg
+
+
+def _unformatted(cfg: Config) -> Config:
+    """The config, its text not laid out by yapf: where a line cannot be broken, as a long path, that takes seconds."""
+    kept = {"filename": cfg.filename, "env_variables": cfg.env_variables}
+    return Config(cfg._cfg_dict, cfg_text=cfg.text, format_python_code=False, **kept)
 
 
 def task_of(cfg: Config) -> str:

@@ -227,7 +227,7 @@ class AtomicRunner(Runner):
 
     def _run_facts(self, by_epoch: bool) -> dict[str, Any]:
         if self._config_text is None:
-            self._config_text = self.cfg.pretty_text  # formatting takes half a second
+            self._config_text = self.cfg.pretty_text
         return {
             "epoch": self.epoch + by_epoch,
             "iter": self.iter + (not by_epoch),
