@@ -46,7 +46,7 @@ def test_the_tools_are_the_commands():
 
 def test_help_and_the_zoo_come_without_pytorch():
     code = "import sys; sys.argv = ['visionattn']; from visionattn import cli\n"
-    code += "for line in (['--help'], ['zoo'], ['zoo', 'nat*', '--json']):\n"
+    code += "for line in (['--help'], ['zoo'], ['zoo', 'nat*', '--json'], ['zoo', '--mixers']):\n"
     code += "    try: cli.main(line)\n    except SystemExit as end: assert not end.code\n"
     code += "assert not {'torch', 'timm'} & set(sys.modules); import visionattn\n"
     code += "visionattn.create_model; import timm; assert timm.is_model('va_nat_tiny')"
@@ -174,6 +174,22 @@ def test_the_zoo_is_listed_as_table_json_and_markdown():
     assert len(markdown) == 2 + len(list_models("va_nat_*", tags=True))
     assert all(line.count("|") == len(cli.ZOO_COLUMNS) + 1 for line in markdown)
     assert call("zoo").exit_code == 0
+
+
+def test_the_zoo_lists_mixers_with_their_cost():
+    from visionattn.layers import MIXERS
+
+    rows = {row["name"]: row for row in json.loads(call("zoo", "--mixers", "--json").stdout)}
+    assert list(rows) == list(MIXERS)
+    assert (rows["taylor"]["cost"], rows["taylor"]["arxiv"]) == ("O(N)", "2403.02920")
+    assert rows["talking_heads"]["paper"] == "Talking-Heads Attention, arXiv 2003.02436"
+    assert rows["pooled"]["summary"].endswith("so that cost is linear in the pixels.")
+    markdown = call("zoo", "*linear*", "--mixers", "--markdown").stdout.splitlines()
+    assert markdown[0] == "| mixer | cost | what it is | paper |" and len(markdown) >= 3
+    table = call("zoo", "circular", "--mixers").stdout
+    assert "O(N log N)" in table and "2504.06704" in table and "global" not in table
+    wrong = call("zoo", "talkin_heads", "--mixers")
+    assert wrong.exit_code != 0 and "nearest: talking_heads" in wrong.stderr
 
 
 def test_the_zoo_shows_the_best_dense_results():

@@ -97,8 +97,9 @@ def test_public_names_are_the_documented_ones():
         "ModelInfo", "__version__", "accelerate", "create_model", "info", "list_models", "load_checkpoint"}  # fmt: skip
     assert set(kernels.__all__) == {
         "LocalPattern", "agent_attention", "aggregated_attention", "available_backends", "deformable_attention",
-        "explain", "focused_linear_attention", "halo_attention", "inline_attention", "local_attention",
-        "ms_deform_attn", "neighborhood_attention", "relative_attention", "routed_attention", "sample_points",
-        "selective_scan", "use_backend", "window_attention"}  # fmt: skip
+        "dynamic_convolution", "explain", "focused_linear_attention", "halo_attention", "indexed_attention",
+        "inline_attention", "local_attention", "ms_deform_attn", "neighborhood_attention", "relative_attention",
+        "routed_attention", "sample_points", "selected_attention", "selective_scan", "use_backend",
+        "window_attention"}  # fmt: skip
     for module in (visionattn, kernels):
         assert all(hasattr(module, name) for name in module.__all__)

@@ -479,10 +479,14 @@ def zoo(
     pattern: Annotated[str, typer.Argument(help="Names to list, with * and ?")] = "*",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table")] = False,
+    mixers: Annotated[bool, typer.Option("--mixers", help="List the token mixers that hosts take by name")] = False,
 ) -> None:
     """List the models: parameters, GFLOPs, published top-1, best published COCO AP and ADE20K mIoU, input, paper."""
     from visionattn._index import read_index
 
+    if mixers:
+        _list_mixers(pattern, as_json, as_markdown)
+        return
     found = read_index(pattern)
     if not found:
         names = sorted({row["architecture"] for row in read_index()})
@@ -662,6 +666,32 @@ def _predict_onnx(file: Path, images: Sequence[Path], output: Path, score: float
         rows = [(p.source, p.summary()) for p in drawn]
     _print_table("predicted", rows)
     Console().print(f"{len(photos)} predictions drawn in {output}", highlight=False)
+
+
+def _list_mixers(pattern: str, as_json: bool, as_markdown: bool) -> None:
+    """Prints the token mixers that match, as `zoo` prints models."""
+    from visionattn._index import read_mixers
+
+    found = read_mixers(pattern)
+    if not found:
+        near = difflib.get_close_matches(pattern, [row["name"] for row in read_mixers()], n=3, cutoff=0.4)
+        hint = ", ".join(near) or "visionattn zoo --mixers lists all"
+        raise ValueError(f"no mixer matches {pattern!r}; nearest: {hint}")
+    if as_json:
+        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+    elif as_markdown:
+        rows = [[row["name"], row["cost"], row["summary"], row["paper"] or "–"] for row in found]
+        lines = [["mixer", "cost", "what it is", "paper"], ["---"] * 4, *rows]
+        typer.echo("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    else:
+        title = f"{len(found)} token mixers (cost of N pixels)"
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for column in ("mixer", "cost", "arXiv"):
+            table.add_column(column, no_wrap=True)
+        table.add_column("what it is")
+        for row in found:
+            table.add_row(row["name"], row["cost"], row["arxiv"] or "–", row["summary"])
+        Console().print(table, highlight=False, markup=False)
 
 
 def _zoo_row(model: dict[str, Any]) -> list[str]:

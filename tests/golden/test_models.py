@@ -9,7 +9,7 @@ import records
 import torch
 
 import visionattn
-from visionattn.layers import DeformableAttention, DeformableMerging
+from visionattn.layers import DeformableAttention, DeformableMerging, SparsifiedAttention
 from visionattn.models import FAMILIES, convert
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -48,6 +48,9 @@ def is_large(record):
     if record["num_params"] > 1e6 and record["config"].get("stride") == 8:  # isotropic, four times the tokens
         return True
     sizes = [math.prod(run["input"][-2:]) for run in record["runs"]]
+    kernels = record["config"].get("kernel_size")
+    if isinstance(kernels, list) and max(kernels) > 9 and max(sizes, default=0) > 150**2:
+        return True  # large depth-wise kernels have no fast implementation in float64
     return record["num_params"] > 2e7 or max(sizes, default=0) > 400**2
 
 
@@ -86,7 +89,8 @@ def loaded(record):
 def outputs_of(family, model, x, keys):
     """The record's outputs: logits, raw stage maps, or the features that a dense head gets."""
     if family.outputs is not None:
-        return family.outputs(model, x)
+        found = family.outputs(model, x)
+        return {key: found[key] for key in keys}
     maps = [key for key in keys if key != "logits"]
     stages = [int(key.split(".")[1]) for key in maps]
     indices = stages if family.features is None else [family.features[i] for i in stages]
@@ -128,8 +132,10 @@ def test_outputs_and_gradients_agree(path):
     record = load(path)
     family, model = loaded(record)
     for dtype, tolerance in TOLERANCES.items():
+        # Rounding chooses other keys where scores are nearly equal, which 16 blocks in turn make visible.
+        is_choice = dtype == torch.float32 and any(isinstance(m, SparsifiedAttention) for m in model.modules())
         for run in record["runs"]:
-            check_run(family, model.to(dtype), run, dtype, tolerance)
+            check_run(family, model.to(dtype), run, dtype, 1e-2 if is_choice else tolerance)
 
 
 def used_params(family, record):

@@ -355,9 +355,7 @@ def test_a_file_in_the_authors_names_is_converted_as_a_whole_or_not_at_all(tmp_p
 
 def test_filters_of_another_size_are_resized_over_the_grid_they_stand_on():
     small = {"depths": (1,), "embed_dim": 8, "orders": (2,), "num_classes": 3}
-    source, target = (
-        FAMILIES["hornet"].build(**small, filter_sizes=((h, w),)) for h, w in ((4, 3), (7, 5))
-    )
+    source, target = (FAMILIES["hornet"].build(**small, filter_sizes=((h, w),)) for h, w in ((4, 3), (7, 5)))
     entries = {k: torch.randn_like(v) for k, v in source.state_dict().items()}
     name = "stages.0.blocks.0.attn.filter.filter"
     loaded = convert(entries, target)[name]

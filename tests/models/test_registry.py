@@ -9,10 +9,10 @@ import timm
 import torch
 
 import visionattn
-from visionattn._index import read_index
+from visionattn._index import read_index, read_mixers
 from visionattn.layers import GlobalAttention, NeighborhoodAttention, WindowAttention
 from visionattn.models import FAMILIES, Pyramid
-from visionattn.models._card import card, index, render
+from visionattn.models._card import card, index, mixers, render
 from visionattn.models._registry import Dense, register
 
 PAGES = sorted((Path(__file__).parents[2] / "docs" / "models").glob("*.md"))
@@ -131,6 +131,7 @@ def test_cards_are_current(page):
 
 def test_the_index_is_current():
     assert read_index() == json.loads(json.dumps(index(), default=dict))
+    assert read_mixers() == mixers()
 
 
 def test_every_family_has_a_card():

@@ -25,7 +25,7 @@ CONFIGS = sorted(name for name in builtin_configs() if name.startswith("imagenet
 # Families whose authors or trainers published no recipe for ImageNet, or none in detail.
 WITHOUT = {
     "cswin", "pvt", "pvtv2", "botnet", "halonet", "haloregnetz", "ulsam", "das", "das_mobilenetv2", "psa", "psa_resnet",
-    "efficient_attention", "pyramid",
+    "efficient_attention", "residual_attention", "sparsifiner", "sparsifiner_lvvit", "pyramid", "vit",
 }  # fmt: skip
 
 

@@ -4,12 +4,15 @@
 from visionattn.kernels.aggregated import aggregated_attention
 from visionattn.kernels.deformable import deformable_attention, ms_deform_attn, sample_points
 from visionattn.kernels.dispatch import available_backends, explain, use_backend
+from visionattn.kernels.dynamic import dynamic_convolution
+from visionattn.kernels.indexed import indexed_attention
 from visionattn.kernels.linear import agent_attention, focused_linear_attention, inline_attention
 from visionattn.kernels.local import halo_attention, local_attention, neighborhood_attention, window_attention
 from visionattn.kernels.pattern import LocalPattern
 from visionattn.kernels.relative import relative_attention
 from visionattn.kernels.routed import routed_attention
 from visionattn.kernels.scan import selective_scan
+from visionattn.kernels.selected import selected_attention
 
 __all__ = [
     "LocalPattern",
@@ -17,9 +20,11 @@ __all__ = [
     "aggregated_attention",
     "available_backends",
     "deformable_attention",
+    "dynamic_convolution",
     "explain",
     "focused_linear_attention",
     "halo_attention",
+    "indexed_attention",
     "inline_attention",
     "local_attention",
     "ms_deform_attn",
@@ -27,6 +32,7 @@ __all__ = [
     "relative_attention",
     "routed_attention",
     "sample_points",
+    "selected_attention",
     "selective_scan",
     "use_backend",
     "window_attention",

@@ -3,6 +3,7 @@
 
 from .agent import AgentAttention
 from .aggregated import AggregatedAttention, CosineGlobalAttention
+from .area import AreaAttention
 from .attach import PLACES, attach
 from .attention import (
     GlobalAttention,
@@ -12,22 +13,35 @@ from .attention import (
     resize_line,
     resize_table,
 )
-from .batch_norm import batch_norm
+from .batch_norm import BatchNorm, batch_norm
 from .bilevel import BilevelAttention, EnhancedAttention
 from .block import Block
 from .cbam import BAM, CBAM
+from .circular import CircularAttention
+from .composed import ComposedAttention, TalkingHeadsAttention
+from .connectivity import Connectivity, ConnectivityPredictor, SparsifiedAttention
+from .context import (
+    ChannelAffine,
+    ContextBlock,
+    ContextDownsample,
+    NormedDownsample,
+    ResidualDepthwise,
+    StaticBlock,
+)
+from .contmix import ContMix
 from .convolution import GatedConvolution, Pooling, SeparableConvolution
 from .cosine import CosineWindowAttention
 from .cross_shaped import CrossShapedAttention
 from .das import DAS
 from .deformable import DeformableAttention
-from .efficient import EfficientAttention
+from .efficient import EfficientAttention, EfficientMixer
 from .embed import (
     DOWNSAMPLERS,
     STEMS,
     ClassTokenEmbedding,
     ConditionalPosition,
     ConvDownsample,
+    ConvPatchStem,
     ConvStem,
     MiddleTokenEmbedding,
     OverlapStem,
@@ -40,13 +54,16 @@ from .embed import (
     PostNormMerging,
 )
 from .focused import FocusedLinearAttention
+from .gated_linear import GatedLinearUnit, NetworkGate
 from .gates import GATES, create_gate
 from .halo import HaloAttention
-from .head import HEADS, pool_type_of
+from .head import HEADS, ProjectedHead, pool_type_of
+from .head_routing import HeadRouter, MoHAggregatedAttention, MoHCosineGlobalAttention, watch_imbalance
 from .hilo import HiLoAttention
 from .init import init_conv, init_conv_fan_out, init_conv_lecun, init_linear, init_table
 from .inline import InlineAttention
 from .linear_mixer import split_class
+from .memory import MemoryAttention, RecurrentCacheAttention
 from .merging import DeformableMerging
 from .mixers import MIXERS, create_mixer
 from .mlp import MLPS, DepthwiseMlp
@@ -55,14 +72,21 @@ from .names import pick, unknown
 from .norm import NORMS, LengthNorm, MapBatchNorm, RMSNorm, create_norm
 from .oversized import OversizedConvolution
 from .padding import pad_map, pad_to_multiple, pad_to_size
-from .polarized import PolarizedAttention
+from .polarized import PolarizedAttention, PolarizedMixer
 from .recursive import GlobalLocalFilter, RecursiveGatedConvolution, resize_filter
 from .relative import BottleneckAttention, RelativeVectors, resize_vectors
+from .reparam import DilatedReparam, fuse
 from .rotary import RotaryPosition
 from .scan import SelectiveScan
+from .sigmoid import SigmoidAttention
+from .sinkhorn import SinkhornAttention
 from .slide import SlideAttention
+from .softmax_variants import ClippedAttention, GatedAttention, NormalizedAttention
 from .spatial_reduction import PooledAttention, SpatialReductionAttention
+from .spectral import SpectralFilter
 from .strided import StridedBottleneckAttention, StridedHaloAttention
+from .taylor import TaylorAttention
+from .token_pooling import TokenPooling
 from .tokens import TokenAttention
 from .triplet import TripletAttention
 from .ulsam import ULSAM
@@ -78,14 +102,26 @@ __all__ = [
     "STEMS",
     "AgentAttention",
     "AggregatedAttention",
+    "AreaAttention",
     "BAM",
+    "BatchNorm",
     "BilevelAttention",
     "Block",
     "BottleneckAttention",
     "CBAM",
+    "ChannelAffine",
+    "CircularAttention",
     "ClassTokenEmbedding",
+    "ClippedAttention",
+    "ComposedAttention",
     "ConditionalPosition",
+    "ContMix",
+    "ContextBlock",
+    "ContextDownsample",
+    "Connectivity",
+    "ConnectivityPredictor",
     "ConvDownsample",
+    "ConvPatchStem",
     "ConvStem",
     "CosineGlobalAttention",
     "CosineWindowAttention",
@@ -94,44 +130,67 @@ __all__ = [
     "DeformableAttention",
     "DeformableMerging",
     "DepthwiseMlp",
+    "DilatedReparam",
     "EfficientAttention",
+    "EfficientMixer",
     "EnhancedAttention",
     "FocusedLinearAttention",
+    "GatedAttention",
     "GatedConvolution",
+    "GatedLinearUnit",
     "GlobalAttention",
     "GlobalLocalFilter",
     "HaloAttention",
+    "HeadRouter",
     "HiLoAttention",
     "InlineAttention",
     "LengthNorm",
     "MapBatchNorm",
+    "MemoryAttention",
+    "MoHAggregatedAttention",
+    "MoHCosineGlobalAttention",
     "MiddleTokenEmbedding",
     "MultiScaleDeformableAttention",
     "NeighborhoodAttention",
+    "NetworkGate",
+    "NormalizedAttention",
+    "NormedDownsample",
     "OverlapStem",
     "OversizedConvolution",
     "PatchDownsample",
     "PatchMerging",
     "PatchStem",
     "PolarizedAttention",
+    "PolarizedMixer",
     "PooledAttention",
     "Pooling",
     "PositionEmbedding",
     "PositionedDownsample",
     "PositionedMerging",
     "PostNormMerging",
+    "ProjectedHead",
     "RMSNorm",
+    "RecurrentCacheAttention",
     "RecursiveGatedConvolution",
     "RelativeAttention",
     "RelativeVectors",
+    "ResidualDepthwise",
     "RotaryPosition",
     "SelectiveScan",
     "SeparableConvolution",
+    "SigmoidAttention",
+    "SinkhornAttention",
     "SlideAttention",
+    "SparsifiedAttention",
     "SpatialReductionAttention",
+    "SpectralFilter",
+    "StaticBlock",
     "StridedBottleneckAttention",
     "StridedHaloAttention",
+    "TalkingHeadsAttention",
+    "TaylorAttention",
     "TokenAttention",
+    "TokenPooling",
     "TripletAttention",
     "ULSAM",
     "WindowAttention",
@@ -140,6 +199,7 @@ __all__ = [
     "create_gate",
     "create_mixer",
     "create_norm",
+    "fuse",
     "init_conv",
     "init_conv_fan_out",
     "init_conv_lecun",
@@ -156,4 +216,5 @@ __all__ = [
     "resize_vectors",
     "split_class",
     "unknown",
+    "watch_imbalance",
 ]

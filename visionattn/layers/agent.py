@@ -106,6 +106,8 @@ class AgentAttention(LinearMixer):
     Paper: Agent Attention: On the Integration of Softmax and Linear Attention, arXiv 2312.08874.
     """
 
+    cost = "O(N)"
+
     def __init__(
         self,
         dim: int,

@@ -151,6 +151,8 @@ class AggregatedAttention(ExtrapolatingAttention):
     Paper: TransNeXt: Robust Foveal Visual Perception for Vision Transformers, arXiv 2311.17132.
     """
 
+    cost = "O(N²)"
+
     def __init__(
         self,
         dim: int,
@@ -202,15 +204,18 @@ class AggregatedAttention(ExtrapolatingAttention):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mixes `(B, H, W, C)`, any H, W >= 1."""
+        return self.project_out(self.attend(x))
+
+    def attend(self, x: Tensor) -> Tensor:
+        """What each head returns for each pixel of `(B, H, W, C)`: `(B, H, W, heads, D)`."""
         height, width = x.shape[1:3]
         q, k, v, k_pool, v_pool = self.project_in(x)
         keys = positions_inside(height, width, self.window_size, x.device).sum(-1) + k_pool.shape[1]
         length = keys.float().log().to(self.temperature.dtype)[..., None, None]  # float32, as the reference has it
-        out = aggregated_attention(
+        return aggregated_attention(
             self.scaled(q, length), k, v, k_pool, v_pool, self.window_size, bias=self.rpb,
             pool_bias=self.position_bias(height, width), token_q=q, tokens=self.tokens, token_bias=self.token_bias,
         )  # fmt: skip
-        return self.project_out(out)
 
     def attention_macs(self, height: int, width: int) -> int:
         """Multiply-accumulates of position bias and products with keys, values and tokens on one map."""
@@ -240,6 +245,8 @@ class CosineGlobalAttention(ExtrapolatingAttention):
     Paper: TransNeXt: Robust Foveal Visual Perception for Vision Transformers, arXiv 2311.17132.
     """
 
+    cost = "O(N²)"
+
     def __init__(
         self,
         dim: int,
@@ -262,12 +269,18 @@ class CosineGlobalAttention(ExtrapolatingAttention):
     def forward(self, x: Tensor) -> Tensor:
         """Mixes `(B, H, W, C)`, any H, W >= 1."""
         height, width = x.shape[1:3]
-        q, k, v = self.project_in(x)
-        length = self._length(height * width)
-        bias = self.position_bias(height, width).flatten(1, 2).to(v.dtype)
-        q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in (self.scaled(q, length), k, v))
+        q, k, v, bias = self.heads_in(x)
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
         return self.project_out(out.transpose(1, 2).unflatten(1, (height, width)))
+
+    def heads_in(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Scaled queries, keys and values `(B, H * W, heads, D)` of `(B, H, W, C)`; bias `(heads, H * W, H * W)`."""
+        height, width = x.shape[1:3]
+        q, k, v = self.project_in(x)
+        bias = self.position_bias(height, width).flatten(1, 2).to(v.dtype)
+        q, k, v = (t.flatten(1, 2) for t in (self.scaled(q, self._length(height * width)), k, v))
+        return q, k, v, bias
 
     def _length(self, keys: int) -> Tensor | float:
         if not (self.round_length or is_symbolic(keys)):

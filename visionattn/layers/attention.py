@@ -93,6 +93,8 @@ class NeighborhoodAttention(RelativeAttention):
     Paper: Neighborhood Attention Transformer, arXiv 2204.07143; dilated: arXiv 2209.15001.
     """
 
+    cost = "O(N)"
+
     def __init__(
         self,
         dim: int,
@@ -142,6 +144,8 @@ class WindowAttention(RelativeAttention):
 
     Paper: Swin Transformer, arXiv 2103.14030.
     """
+
+    cost = "O(N)"
 
     def __init__(
         self,
@@ -235,6 +239,8 @@ class GlobalAttention(RelativeAttention):
         qk_scale: Factor on the logits; None means `head_dim ** -0.5`.
         proj_drop: Dropout after the output projection.
     """
+
+    cost = "O(N²)"
 
     def __init__(
         self,

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batch norm of maps whatever their memory layout, past a defect of PyTorch's backward."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ class _ContiguousGradient(torch.autograd.Function):
         return grads[0].contiguous()
 
 
-def batch_norm(norm: nn.Module, x: Tensor) -> Tensor:
+def batch_norm(norm: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """`norm(x)`, differentiated rightly for any strides of `x` and of the gradient that comes back.
 
     PyTorch's backward of batch and instance norm is silently wrong (2.13 to 2.15, CPU) where of map and gradient one
@@ -37,3 +38,11 @@ def batch_norm(norm: nn.Module, x: Tensor) -> Tensor:
     x = norm(x.contiguous())
     # An exported graph has no backward, and needs no node for it.
     return x if torch.compiler.is_exporting() else _ContiguousGradient.apply(x)
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm of maps `(B, C, H, W)` through `batch_norm`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Norms `(B, C, H, W)`."""
+        return batch_norm(super().forward, input)

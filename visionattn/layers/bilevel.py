@@ -61,6 +61,8 @@ class BilevelAttention(nn.Module):
     Paper: BiFormer: Vision Transformer with Bi-Level Routing Attention, arXiv 2303.08810.
     """
 
+    cost = "O(N²)"
+
     def __init__(
         self,
         dim: int,
@@ -208,6 +210,8 @@ class EnhancedAttention(RelativeAttention):
 
     Paper: BiFormer, arXiv 2303.08810 (last stage).
     """
+
+    cost = "O(N²)"
 
     def __init__(
         self,

@@ -29,6 +29,8 @@ class GatedConvolution(nn.Module):
     Paper: MambaOut: Do We Really Need Mamba for Vision?, arXiv 2405.07992.
     """
 
+    cost = "O(N)"
+
     def __init__(
         self,
         dim: int,
@@ -74,6 +76,8 @@ class SeparableConvolution(nn.Module):
         ValueError: If `kernel_size` is even.
     """
 
+    cost = "O(N)"
+
     def __init__(self, dim: int, num_heads: int = 1, kernel_size: int = 5, proj_drop: float = 0.0) -> None:
         super().__init__()
         check_odd("kernel_size", kernel_size)
@@ -102,6 +106,8 @@ class Pooling(nn.Module):
 
     Paper: MetaFormer Is Actually What You Need for Vision, arXiv 2111.11418.
     """
+
+    cost = "O(N)"
 
     def __init__(self, dim: int, num_heads: int = 1, kernel_size: int = 3, proj_drop: float = 0.0) -> None:
         super().__init__()

@@ -30,6 +30,8 @@ class CrossShapedAttention(RelativeAttention):
     Paper: CSWin Transformer, arXiv 2107.00652.
     """
 
+    cost = "O(N√N)"
+
     def __init__(
         self,
         dim: int,

@@ -99,6 +99,8 @@ class DeformableAttention(nn.Module):
     Paper: Vision Transformer with Deformable Attention, arXiv 2201.00520; DAT++, arXiv 2309.01430.
     """
 
+    cost = "O(N²)"
+
     def __init__(
         self,
         dim: int,

@@ -3,6 +3,8 @@
 
 from torch import Tensor, nn
 
+from .tokens import TokenMixer, at_least_float32
+
 
 class EfficientAttention(nn.Module):
     """Attention of linear cost, added to its input.
@@ -46,8 +48,37 @@ class EfficientAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, C, H, W)` to one of the same shape."""
-        keys = self._heads(self.keys(x)).softmax(-1)
-        queries = self._heads(self.queries(x)).softmax(2)
-        summary = self._heads(self.values(x)) @ keys.transpose(2, 3)  # (B, heads, D of values, D of keys)
-        out = (summary @ queries).flatten(1, 2).unflatten(2, x.shape[2:])
+        q, k, v = (self._heads(layer(x)).transpose(2, 3) for layer in (self.queries, self.keys, self.values))
+        out = efficient_attention(q, k, v).transpose(2, 3).flatten(1, 2).unflatten(2, x.shape[2:])
         return self.reprojection(out) + x
+
+
+class EfficientMixer(TokenMixer):
+    """Keys, each channel a softmax over all tokens, sum values up; queries, a softmax over channels, read the sums.
+
+    Args:
+        dim: Channels of the tokens; a multiple of `num_heads`.
+        num_heads: Attention heads.
+        qkv_bias: Whether the qkv projection has a bias.
+        proj_drop: Dropout after the output projection.
+
+    Raises:
+        ValueError: If `num_heads` does not divide `dim`.
+
+    Paper: Efficient Attention: Attention with Linear Complexities, arXiv 1812.01243.
+    """
+
+    cost = "O(N)"
+
+    def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True, proj_drop: float = 0.0) -> None:
+        super().__init__(dim, num_heads, qkv_bias, None, proj_drop)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Efficient attention."""
+        return efficient_attention(q, k, v)
+
+
+def efficient_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Queries `(..., L, D)` read sums of values `(..., N, E)` by keys `(..., N, D)`; returns `(..., L, E)`."""
+    keys, queries = at_least_float32(k).softmax(-2).to(v.dtype), at_least_float32(q).softmax(-1).to(v.dtype)
+    return queries @ (keys.transpose(-2, -1) @ v)

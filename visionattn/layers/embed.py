@@ -5,9 +5,10 @@ import torch
 from timm.layers import get_act_layer
 from torch import Tensor, nn
 
-from visionattn.kernels.pattern import is_symbolic
+from visionattn.kernels.pattern import ceil_div, is_symbolic
 
 from .attention import resize_table
+from .batch_norm import BatchNorm
 from .init import init_table
 from .merging import DeformableMerging
 from .norm import create_norm
@@ -141,6 +142,47 @@ class PatchStem(nn.Module):
         spare = self.stride - 1 if self.rounds_up else 0
         rows, columns = ((side - self.overlap + spare) // self.stride for side in (height, width))
         return (rows, columns) if is_symbolic(height, width) else (max(rows, 1), max(columns, 1))
+
+
+class ConvPatchStem(nn.Module):
+    """Image `(B, C, H, W)` to a map of patches by three convolutions at half the resolution and one of patches.
+
+    Args:
+        in_chans: Channels of the image.
+        dim: Channels of the map.
+        patch_size: Pixels from patch to patch, even.
+        hidden: Channels of the first convolutions.
+
+    Raises:
+        ValueError: If `patch_size` is not even and positive.
+
+    Paper: All Tokens Matter: Token Labeling for Training Better Vision Transformers, arXiv 2104.10858.
+    """
+
+    first_conv = "conv1"
+    rounds_up = True
+
+    def __init__(self, in_chans: int, dim: int, patch_size: int = 16, hidden: int = 64) -> None:
+        super().__init__()
+        if patch_size < 2 or patch_size % 2:
+            raise ValueError(f"patch_size={patch_size} must be even and positive")
+        self.stride = patch_size
+        self.conv1 = nn.Conv2d(in_chans, hidden, 7, stride=2, padding=3, bias=False)
+        self.conv2, self.conv3 = (nn.Conv2d(hidden, hidden, 3, padding=1, bias=False) for _ in range(2))
+        self.bn1, self.bn2, self.bn3 = (BatchNorm(hidden) for _ in range(3))
+        self.act = nn.ReLU()
+        self.proj = nn.Conv2d(hidden, dim, patch_size // 2, stride=patch_size // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embeds an image of any size; sides that are no multiples of `patch_size` are zero-padded."""
+        x = pad_to_multiple(x, self.stride, channels_last=False)
+        for conv, norm in ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)):
+            x = self.act(norm(conv(x)))
+        return self.proj(x).permute(0, 2, 3, 1)
+
+    def map_size(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the map of an image."""
+        return ceil_div(height, self.stride), ceil_div(width, self.stride)
 
 
 class ConvDownsample(nn.Module):

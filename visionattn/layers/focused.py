@@ -37,6 +37,8 @@ class FocusedLinearAttention(LinearMixer):
     Paper: FLatten Transformer: Vision Transformer using Focused Linear Attention, arXiv 2308.00442.
     """
 
+    cost = "O(N)"
+
     def __init__(
         self,
         dim: int,

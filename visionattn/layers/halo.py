@@ -39,6 +39,8 @@ class HaloAttention(RelativeAttention):
     Paper: Scaling Local Self-Attention for Parameter Efficient Visual Backbones, arXiv 2103.12731.
     """
 
+    cost = "O(N)"
+
     def __init__(
         self,
         dim: int,

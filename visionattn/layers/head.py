@@ -3,9 +3,12 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
-from timm.layers import ClassifierHead, ClNormMlpClassifierHead
+from timm.layers import ClassifierHead, ClNormMlpClassifierHead, SelectAdaptivePool2d
 from torch import Tensor, nn
+
+from .batch_norm import BatchNorm
 
 TOKEN_POOLS = ("token", "avg", "max", "")
 
@@ -27,6 +30,7 @@ class TokenHead(nn.Module):
         super().__init__()
         self.num_features = dim
         self.drop = nn.Dropout(drop_rate)
+        self.pool_type: str = pool_type
         self.reset(num_classes, pool_type)
 
     def reset(self, num_classes: int, pool_type: str | None = None) -> None:
@@ -44,6 +48,63 @@ class TokenHead(nn.Module):
             x = x[:, 1:].mean(1) if self.pool_type == "avg" else x[:, 1:].amax(1)
         x = self.drop(x)
         return x if pre_logits else self.fc(x)
+
+
+class ProjectedHead(nn.Module):
+    """Classifier of maps `(B, H, W, C)` that are projected to other channels, normed and activated before the pooling.
+
+    Args:
+        dim: Channels of the map.
+        num_classes: Classes; 0 for none.
+        pool_type: Pooling, as timm names it.
+        drop_rate: Dropout before the linear layer.
+        hidden: Channels after the projection.
+        aux_dim: Channels of another map `(B, C, H, W)` that `aux` classifies in training; 0 for no such layer.
+    """
+
+    def __init__(
+        self, dim: int, num_classes: int, pool_type: str, drop_rate: float, hidden: int = 1024, aux_dim: int = 0
+    ) -> None:
+        super().__init__()
+        self.in_features, self.num_features, self.aux_dim = dim, hidden, aux_dim
+        self.global_pool: nn.Module = nn.Identity()
+        self.pre_logits: nn.Module = nn.Sequential(nn.Conv2d(dim, hidden, 1, bias=False), BatchNorm(hidden), nn.SiLU())
+        self.drop = nn.Dropout(drop_rate)
+        self.reset(num_classes, pool_type)
+
+    def reset(self, num_classes: int, pool_type: str | None = None, reset_other: bool = False) -> None:
+        """Replaces the linear layers, the pooling unless it is None, and takes the projection out if asked to."""
+        if pool_type is not None:
+            self.global_pool = SelectAdaptivePool2d(pool_type=pool_type, flatten=bool(pool_type))
+        if reset_other:
+            self.pre_logits, self.num_features = nn.Identity(), self.in_features
+        self.fc: nn.Module = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
+        has_aux = self.aux_dim > 0 and num_classes > 0
+        self.aux = AuxiliaryHead(self.aux_dim, num_classes) if has_aux else None
+
+    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits `(B, num_classes)`, or the pooled features."""
+        x = self.global_pool(self.pre_logits(x.permute(0, 3, 1, 2)))
+        x = self.drop(x if x.ndim == 2 else x.permute(0, 2, 3, 1))
+        return x if pre_logits else self.fc(x)
+
+
+class AuxiliaryHead(nn.Module):
+    """Batch norm, average and linear layer of a map `(B, C, H, W)`.
+
+    Args:
+        dim: Channels of the map.
+        num_classes: Classes.
+    """
+
+    def __init__(self, dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.norm = BatchNorm(dim)
+        self.fc = nn.Linear(dim, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits `(B, num_classes)`."""
+        return self.fc(self.norm(x).mean((2, 3)))
 
 
 def linear_head(dim: int, num_classes: int, pool_type: str, drop_rate: float) -> nn.Module:
@@ -75,7 +136,7 @@ def norm_mlp_head(
     return head
 
 
-def pool_type_of(head: nn.Module) -> str:
+def pool_type_of(head: Any) -> str:
     """Pooling of a head, as timm names it."""
     return head.pool_type if isinstance(head, (ClNormMlpClassifierHead, TokenHead)) else head.global_pool.pool_type
 
@@ -86,4 +147,5 @@ HEADS: dict[str, Callable[[int, int, str, float], nn.Module]] = {
     "norm": norm_head,
     "norm_mlp": norm_mlp_head,
     "norm_mlp_norm": partial(norm_mlp_head, hidden_norm=True),
+    "projected": ProjectedHead,
 }

@@ -32,6 +32,8 @@ class HiLoAttention(nn.Module):
     Paper: Fast Vision Transformers with HiLo Attention, arXiv 2205.13213.
     """
 
+    cost = "O(N²)"
+
     def __init__(
         self,
         dim: int,

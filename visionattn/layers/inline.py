@@ -33,6 +33,8 @@ class InlineAttention(LinearMixer):
     Paper: Bridging the Divide: Reconsidering Softmax and Linear Attention, arXiv 2412.06590.
     """
 
+    cost = "O(N)"
+
     def __init__(
         self,
         dim: int,

@@ -7,25 +7,49 @@ from torch import nn
 
 from .agent import AgentAttention
 from .aggregated import AggregatedAttention, CosineGlobalAttention
+from .area import AreaAttention
 from .attention import GlobalAttention, NeighborhoodAttention, WindowAttention
 from .bilevel import BilevelAttention, EnhancedAttention
+from .circular import CircularAttention
+from .composed import ComposedAttention, TalkingHeadsAttention
+from .connectivity import SparsifiedAttention
+from .contmix import ContMix
 from .convolution import GatedConvolution, Pooling, SeparableConvolution
 from .cosine import CosineWindowAttention
 from .cross_shaped import CrossShapedAttention
 from .deformable import DeformableAttention
+from .efficient import EfficientMixer
 from .focused import FocusedLinearAttention
+from .gated_linear import GatedLinearUnit, NetworkGate
 from .halo import HaloAttention
+from .head_routing import MoHAggregatedAttention, MoHCosineGlobalAttention
 from .hilo import HiLoAttention
 from .inline import InlineAttention
+from .memory import MemoryAttention, RecurrentCacheAttention
 from .names import pick
 from .oversized import OversizedConvolution
+from .polarized import PolarizedMixer
 from .recursive import RecursiveGatedConvolution
 from .relative import BottleneckAttention
 from .scan import SelectiveScan
+from .sigmoid import SigmoidAttention
+from .sinkhorn import SinkhornAttention
 from .slide import SlideAttention
+from .softmax_variants import ClippedAttention, GatedAttention, NormalizedAttention
 from .spatial_reduction import PooledAttention, SpatialReductionAttention
+from .spectral import SpectralFilter
+from .taylor import TaylorAttention
+from .token_pooling import TokenPooling
 from .tokens import TokenAttention
 
+
+class Identity(nn.Identity):
+    """Nothing is mixed: what a host does without a mixer."""
+
+    cost = "O(1)"
+
+
+# Each class says in `cost` how its cost grows with the N pixels of a map, all other arguments fixed.
 MIXERS: dict[str, type[nn.Module]] = {
     "neighborhood": NeighborhoodAttention,
     "window": WindowAttention,
@@ -43,17 +67,39 @@ MIXERS: dict[str, type[nn.Module]] = {
     "slide": SlideAttention,
     "agent": AgentAttention,
     "aggregated": AggregatedAttention,
+    "moh_aggregated": MoHAggregatedAttention,
+    "moh_cosine_global": MoHCosineGlobalAttention,
     "focused_linear": FocusedLinearAttention,
     "inline": InlineAttention,
     "hilo": HiLoAttention,
+    "sparsified": SparsifiedAttention,
     "tokens": TokenAttention,
+    "sigmoid": SigmoidAttention,
+    "taylor": TaylorAttention,
+    "circular": CircularAttention,
+    "spectral": SpectralFilter,
+    "sinkhorn": SinkhornAttention,
+    "area": AreaAttention,
+    "token_pooling": TokenPooling,
+    "efficient": EfficientMixer,
+    "polarized": PolarizedMixer,
+    "gated": GatedAttention,
+    "clipped": ClippedAttention,
+    "normalized": NormalizedAttention,
+    "talking_heads": TalkingHeadsAttention,
+    "composed_heads": ComposedAttention,
+    "memory": MemoryAttention,
+    "recurrent_cache": RecurrentCacheAttention,
+    "glu": GatedLinearUnit,
+    "network_gate": NetworkGate,
     "gated_cnn": GatedConvolution,
+    "contmix": ContMix,
     "oversized": OversizedConvolution,
     "recursive_gated": RecursiveGatedConvolution,
     "selective_scan": SelectiveScan,
     "separable": SeparableConvolution,
     "pooling": Pooling,
-    "identity": nn.Identity,
+    "identity": Identity,
 }
 
 

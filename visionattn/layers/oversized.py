@@ -28,6 +28,8 @@ class OversizedConvolution(nn.Module):
     Paper: ParCNetV2: Oversized Kernel with Enhanced Attention, arXiv 2211.07157.
     """
 
+    cost = "O(N√N)"
+
     def __init__(
         self,
         dim: int,

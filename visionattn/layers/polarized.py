@@ -92,3 +92,30 @@ class PolarizedAttention(nn.Module):
             x = x * self.channel(x)
             return x * self.spatial(x)
         return x * torch.add(self.spatial(x), self.channel(x))
+
+
+class PolarizedMixer(nn.Module):
+    """Polarized self-attention of a map `(B, H, W, C)`: its input times gates of channels and of positions.
+
+    Args:
+        dim: Channels of the map.
+        num_heads: Not used; there, since all mixers take it.
+        sequential: Gate the channels first and then, of the result, the positions, instead of both at once.
+        proj_drop: Dropout of the result.
+
+    Raises:
+        ValueError: If there are too few channels to halve them, or to divide them by 8 where `sequential`.
+
+    Paper: Polarized Self-Attention: Towards High-quality Pixel-wise Regression, arXiv 2107.00782.
+    """
+
+    cost = "O(N)"
+
+    def __init__(self, dim: int, num_heads: int = 1, sequential: bool = False, proj_drop: float = 0.0) -> None:
+        super().__init__()
+        self.gate = PolarizedAttention(dim, sequential)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mixes `(B, H, W, C)`, any H, W >= 1."""
+        return self.proj_drop(self.gate(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))

@@ -81,6 +81,8 @@ class RecursiveGatedConvolution(nn.Module):
     Paper: HorNet: Efficient High-Order Spatial Interactions with Recursive Gated Convolutions, arXiv 2207.14284.
     """
 
+    cost = "O(N)"
+
     def __init__(
         self,
         dim: int,

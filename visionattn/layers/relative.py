@@ -71,6 +71,8 @@ class BottleneckAttention(RelativeAttention):
     Paper: Bottleneck Transformers for Visual Recognition, arXiv 2101.11605.
     """
 
+    cost = "O(N²)"
+
     def __init__(
         self,
         dim: int,

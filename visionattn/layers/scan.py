@@ -97,6 +97,8 @@ class SelectiveScan(nn.Module):
     arXiv 2401.09417.
     """
 
+    cost = "O(N)"
+
     def __init__(
         self,
         dim: int,

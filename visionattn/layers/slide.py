@@ -26,6 +26,8 @@ class SlideAttention(nn.Module):
     Paper: Slide-Transformer, arXiv 2304.04237, as DAT++ has it.
     """
 
+    cost = "O(N)"
+
     def __init__(self, dim: int, num_heads: int, qk_scale: float | None = None, proj_drop: float = 0.0) -> None:
         super().__init__()
         if num_heads < 1 or dim % (4 * num_heads):

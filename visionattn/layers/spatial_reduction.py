@@ -29,6 +29,8 @@ class SpatialReductionAttention(nn.Module):
     Paper: Pyramid Vision Transformer, arXiv 2102.12122.
     """
 
+    cost = "O(N²)"
+
     def __init__(
         self,
         dim: int,
@@ -100,6 +102,8 @@ class PooledAttention(SpatialReductionAttention):
 
     Paper: PVT v2, arXiv 2106.13797 (linear spatial reduction attention).
     """
+
+    cost = "O(N)"
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ index of the zoo that the command line lists.
 """
 
 import dataclasses
+import inspect
 import os
 import re
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from visionattn._index import write_index
-from visionattn.layers import pick
+from visionattn.layers import MIXERS, pick
 
 from ._registry import FAMILIES, ModelInfo, info, list_models
 
@@ -85,9 +86,22 @@ def index() -> list[dict[str, Any]]:
     return [dataclasses.asdict(info(name)) for name in list_models(tags=True)]
 
 
+def mixers() -> list[dict[str, str]]:
+    """What `visionattn._index` keeps of the token mixers: their docstrings' first sentence, cost and paper."""
+    rows = []
+    for name, layer in MIXERS.items():
+        text = inspect.getdoc(layer) or ""
+        paper = re.search(r"^Paper: (.*?)\.?\s*(?:\n\n|\Z)", text, re.DOTALL | re.MULTILINE)
+        found = " ".join(paper[1].split()) if paper else ""
+        identifier = re.search(r"\d{4}\.\d{5}", found)
+        facts = {"name": name, "cost": getattr(layer, "cost", ""), "summary": " ".join(text.split("\n\n")[0].split())}
+        rows.append({**facts, "paper": found, "arxiv": identifier[0] if identifier else ""})
+    return rows
+
+
 def main(paths: list[str]) -> None:
     """Rewrites the generated blocks of files in place, and the index."""
-    write_index(index())
+    write_index(index(), mixers())
     for path in map(Path, paths):
         draft = path.with_suffix(".tmp")
         draft.write_text(render(path.read_text()))

@@ -22,11 +22,19 @@ class ClassTokenHost(Isotropic):
         dim: Channels of the tokens.
         map_size: `(height, width)` of the map that the position table is made for.
         global_pool: "token" reads the class token, "avg" and "max" the others, "" all.
+        norm_eps: Added to the variance by the norms.
         **kwargs: Of `Isotropic`.
     """
 
-    def __init__(self, dim: int, map_size: tuple[int, int], global_pool: str = "token", **kwargs: Any) -> None:
-        super().__init__(dim=dim, patch_norm=False, norm_eps=1e-6, **kwargs)
+    def __init__(
+        self,
+        dim: int,
+        map_size: tuple[int, int],
+        global_pool: str = "token",
+        norm_eps: float = 1e-6,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(dim=dim, patch_norm=False, norm_eps=norm_eps, **kwargs)
         self.pos_embed = ClassTokenEmbedding(dim, map_size)
         self._add_head(dim, global_pool, kwargs.get("drop_rate", 0.0), "token")
         init_linear(self.head.fc)

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+# Layers that keep shapes and count nothing; on the meta device they take most of the time.
+IDLE = (nn.BatchNorm2d, nn.LayerNorm, nn.GELU, nn.ReLU, nn.SiLU, nn.Dropout)
+
 
 def count_macs(model: nn.Module, input_size: tuple[int, int, int], attention: bool = True) -> int:
     """Multiply-accumulates of one image's forward pass: convolutions, linear layers and attention products.
@@ -23,11 +26,17 @@ def count_macs(model: nn.Module, input_size: tuple[int, int, int], attention: bo
     model = copy.deepcopy(model).to("meta").eval()
     products: list[int] = []
     for module in model.modules():
-        if hasattr(module, "attention_macs"):
+        if isinstance(module, IDLE):
+            module.forward = _same  # type: ignore[assignment,method-assign]
+        elif hasattr(module, "attention_macs"):
             module.forward = partial(_projections, module, products)  # type: ignore[method-assign]
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.empty(1, *input_size, device="meta"))
     return counter.get_total_flops() // 2 + (sum(products) if attention else 0)
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
 
 
 def _projections(mixer: Any, products: list[int], x: Tensor, *more: Any) -> Tensor:

@@ -4,7 +4,7 @@
 Paper: TransNeXt: Robust Foveal Visual Perception for Vision Transformers, arXiv 2311.17132. Weights: Apache-2.0.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -72,14 +72,7 @@ def transnext(
     if img_size < 1 or trained < 1:
         raise ValueError(f"img_size={img_size} and pretrain_size={pretrain_size} must be positive")
 
-    def foveal(stage: int, block: int) -> dict[str, Any]:
-        side, trained_side = (max(size // 2 ** (stage + 2), 1) for size in (img_size, trained))
-        args = {"pretrained_size": trained_side, "map_size": side if dense == "interpolate" else None}
-        args["qkv_bias"] = qkv_bias
-        if reductions[stage] == 1:
-            return {**args, "round_length": dense is not None}
-        return {**args, "window_size": windows[stage], "reduction": reductions[stage], "pool_size": pool_size}
-
+    foveal = foveal_args(windows, reductions, pool_size, img_size, trained, dense, qkv_bias)
     model = Pyramid(
         depths,
         dims,
@@ -98,6 +91,28 @@ def transnext(
     )
     model.apply(init_conv_fan_out)
     return model
+
+
+def foveal_args(
+    windows: Sequence[int | None],
+    reductions: Sequence[int],
+    pool_size: int | None,
+    img_size: int,
+    pretrain_size: int,
+    dense: str | None,
+    qkv_bias: bool,
+) -> Callable[[int, int], dict[str, Any]]:
+    """Arguments of the attention of a block, by its stage and its index there; the names are those of `transnext`."""
+
+    def args_of(stage: int, block: int) -> dict[str, Any]:
+        side, trained_side = (max(size // 2 ** (stage + 2), 1) for size in (img_size, pretrain_size))
+        args = {"pretrained_size": trained_side, "map_size": side if dense == "interpolate" else None}
+        args["qkv_bias"] = qkv_bias
+        if reductions[stage] == 1:
+            return {**args, "round_length": dense is not None}
+        return {**args, "window_size": windows[stage], "reduction": reductions[stage], "pool_size": pool_size}
+
+    return args_of
 
 
 def _like_ours(tensor: Tensor, target: Tensor) -> Tensor:

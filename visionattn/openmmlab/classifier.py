@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visionattn import create_model
+from visionattn.layers import watch_imbalance
 
 
 @MODELS.register_module()
@@ -27,6 +28,7 @@ class TimmClassifier(BaseModel):
         kwargs: Further arguments of the model.
         pretrained: Start from the published weights.
         label_smoothing: Weight that is spread over all classes.
+        aux_weight: Weight of the loss of auxiliary logits, of a model that has them (`set_aux_training`); 0 for none.
         mixup: Arguments of `timm.data.Mixup` (`mixup_alpha`, `cutmix_alpha`, `prob`, …); None trains on images as
             they are.
         grad_checkpointing: Recompute blocks in the backward pass, in place of keeping what they computed.
@@ -36,7 +38,7 @@ class TimmClassifier(BaseModel):
 
     Raises:
         ValueError: The model's name is unknown, `label_smoothing` lies outside [0, 1), or the model cannot recompute
-            its blocks.
+            its blocks or has no auxiliary logits.
     """
 
     def __init__(
@@ -51,12 +53,18 @@ class TimmClassifier(BaseModel):
         channels_last: bool = False,
         compile: bool | Mapping[str, Any] = False,
         data_preprocessor: dict | nn.Module | None = None,
+        aux_weight: float = 0.0,
     ) -> None:
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing={label_smoothing} must lie in [0, 1)")
         super().__init__(data_preprocessor)
         self.model = create_model(name, pretrained=pretrained, num_classes=num_classes, **(kwargs or {}))
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.aux_weight = label_smoothing, aux_weight
+        if aux_weight:
+            network: Any = self.model
+            if not hasattr(network, "set_aux_training"):
+                raise ValueError(f"model.aux_weight={aux_weight}: {name} has no auxiliary logits; it must be 0")
+            network.set_aux_training()
         self.mixup = None
         if mixup is not None:
             self.mixup = Mixup(**mixup, num_classes=num_classes, label_smoothing=label_smoothing)
@@ -107,12 +115,29 @@ class TimmClassifier(BaseModel):
         if self.mixup is not None:
             even = len(inputs) - len(inputs) % 2  # images are mixed in pairs
             inputs, target = self.mixup(inputs[:even], label[:even])
-            return {"loss": F.cross_entropy(self.model(inputs), target)}
-        logits = self.model(inputs)
+            output, more = self._logits(inputs)
+            return {**self._losses(output, target)[1], **more}
+        output, more = self._logits(inputs)
+        logits, losses = self._losses(output, label, label_smoothing=self.label_smoothing)
         return {
-            "loss": F.cross_entropy(logits, label, label_smoothing=self.label_smoothing),
+            **losses,
+            **more,
             "top1": 100 * (logits.argmax(-1) == label).float().mean(),
         }
+
+    def _logits(self, inputs: Tensor) -> tuple[Any, dict[str, Tensor]]:
+        """Logits; and for models that route to attention heads the loss that spreads the choice, as MoH has it."""
+        with watch_imbalance(self.model) as imbalances:
+            logits = self.model(inputs)
+        return logits, {"loss_heads": 0.01 * torch.stack(imbalances).mean()} if imbalances else {}
+
+    def _losses(self, output: Any, target: Tensor, **how: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The logits of a model's output, and the cross-entropies of them and of auxiliary ones."""
+        if isinstance(output, Tensor):
+            return output, {"loss": F.cross_entropy(output, target, **how)}
+        logits, auxiliary = output
+        aux_loss = self.aux_weight * F.cross_entropy(auxiliary, target, **how)
+        return logits, {"loss": F.cross_entropy(logits, target, **how), "loss_aux": aux_loss}
 
 
 @METRICS.register_module()

@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""UPerNet on va_overlock_t, ADE20K, 160k.
+
+    visionattn train ade20k/upernet_overlock-t_160k
+
+The authors' settings. Published: mIoU 50.3.
+"""
+
+_base_ = [
+    "../_base_/models/upernet.py",
+    "../_base_/datasets/ade20k_batch2.py",
+    "../_base_/schedules/ade20k_160k.py",
+    "../_base_/dense_runtime.py",
+]
+
+model = dict(backbone=dict(name="va_overlock_t", drop_path_rate=0.2))
+optim_wrapper = dict(paramwise_cfg=dict(norm_decay_mult=0.0))

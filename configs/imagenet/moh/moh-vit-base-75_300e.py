@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
+"""va_moh_vit_base_75 trained for 300 epochs on ImageNet-1K, 224x224.
+
+    visionattn train imagenet/moh/moh-vit-base-75_300e --data DIR
+
+Published: top-1 84.9.
+"""
+
+_base_ = "./_moh.py"
+
+model = dict(name="va_moh_vit_base_75")
