@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ImageNet's recipes: every config builds, says what its sheet does, and trains a step."""
+"""ImageNet's recipes: every config builds, says what its authors do, and trains a step."""
 
 import copy
 

@@ -49,7 +49,7 @@ class EfficientAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, C, H, W)` to one of the same shape."""
         q, k, v = (self._heads(layer(x)).transpose(2, 3) for layer in (self.queries, self.keys, self.values))
-        out = efficient_attention(q, k, v).transpose(2, 3).flatten(1, 2).unflatten(2, x.shape[2:])
+        out = efficient_attention(q, k, v).transpose(2, 3).flatten(1, 2).unflatten(2, x.shape[2:]).contiguous()
         return self.reprojection(out) + x
 
 
