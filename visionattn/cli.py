@@ -586,10 +586,10 @@ def _graph(
 
 
 def _classifier_of_config(cfg: Any, checkpoint: Path | None, size: str | None) -> tuple[Any, Any]:
-    from visionattn.openmmlab import deploy, tasks
+    from visionattn.openmmlab import graph_info, tasks
 
     network = tasks.load_classifier(cfg, checkpoint)
-    return network, deploy.describe_classifier(cfg, parse_size(size, tasks.input_size(cfg)), checkpoint)
+    return network, graph_info.describe_classifier(cfg, parse_size(size, tasks.input_size(cfg)), checkpoint)
 
 
 def _classifier_by_name(name: str, checkpoint: Path | None, pretrained: bool, size: str | None) -> tuple[Any, Any]:

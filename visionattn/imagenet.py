@@ -33,7 +33,6 @@ from torch.utils.data import DataLoader, Dataset
 import visionattn
 from visionattn._files import replacing
 from visionattn.layers import unknown
-from visionattn.models._registry import _WEIGHTS
 
 _logger = logging.getLogger(__name__)
 
@@ -346,11 +345,10 @@ def find_models(patterns: Sequence[str], weights: str | os.PathLike[str] | None 
         ValueError: A pattern matches nothing, or nothing with a file.
     """
     found: list[str] = []
+    ours = set(visionattn.list_models())
+    theirs = (name for name in timm.list_pretrained() if name.partition(".")[0] not in ours)
+    known = [*visionattn.list_models(tags=True), *theirs]
     for pattern in patterns:
-        known = [
-            *visionattn.list_models(tags=True),
-            *(n for n in timm.list_pretrained() if n.partition(".")[0] not in _WEIGHTS),
-        ]
         matching = [
             name for name in known if any(fnmatch.fnmatchcase(n, pattern) for n in (name, name.partition(".")[0]))
         ]
@@ -370,6 +368,10 @@ def find_models(patterns: Sequence[str], weights: str | os.PathLike[str] | None 
             f"NAME with {', '.join(WEIGHT_SUFFIXES)}, such as {found[0]}.safetensors"
         )
     return with_file
+
+
+def _is_ours(name: str) -> bool:
+    return name.partition(".")[0] in visionattn.list_models()
 
 
 def _default_of(names: Sequence[str], architecture: str) -> str:
@@ -401,7 +403,7 @@ def load(name: str, weights: str | os.PathLike[str] | None = None) -> nn.Module:
     if not Path(weights).is_file():
         raise FileNotFoundError(f"--weights {weights}: there is no such file")
     model = visionattn.create_model(name)
-    if name.partition(".")[0] in _WEIGHTS:
+    if _is_ours(name):
         visionattn.load_checkpoint(model, weights)
         return model
     try:
@@ -507,7 +509,7 @@ def _outcome(name: str, images: Images, file: Path | None, settings: Settings, p
 
 def published(name: str) -> dict[str, Any]:
     """Published ImageNet-1K accuracies of a model's weights in percent, None where they are not known."""
-    if name.partition(".")[0] not in _WEIGHTS:
+    if not _is_ours(name):
         return {"published_top1": None, "published_top5": None}
     row = visionattn.info(name)
     return {"published_top1": row.top1, "published_top5": row.top5}

@@ -3,7 +3,7 @@
 
     visionattn train ade20k/upernet_vim-tiny_60k
 
-The settings of the authors' script. Published: mIoU 41.0. Images have the size of the crops, 512.
+The settings of the authors' script. No figure is known. Images have the size of the crops, 512.
 """
 
 _base_ = [

@@ -6,21 +6,6 @@
 The authors' settings. Published: box AP 56.6.
 """
 
-_base_ = ["mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py"]
-custom_imports = dict(imports=["visionattn.openmmlab"], allow_failed_imports=False)
+_base_ = "./dino-5scale_transnext-tiny_12e.py"
 
-model = dict(
-    num_feature_levels=5,
-    backbone=dict(
-        _delete_=True,
-        type="TimmBackbone",
-        name="va_transnext_small",
-        pretrained=True,
-        drop_path_rate=0.5,
-        img_size=800,
-        out_indices=(0, 1, 2, 3),
-    ),
-    neck=dict(in_channels="auto", num_outs=5),
-    encoder=dict(layer_cfg=dict(self_attn_cfg=dict(num_levels=5))),
-    decoder=dict(layer_cfg=dict(cross_attn_cfg=dict(num_levels=5))),
-)
+model = dict(backbone=dict(name="va_transnext_small", drop_path_rate=0.5))

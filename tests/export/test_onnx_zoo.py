@@ -82,7 +82,8 @@ def test_every_mixer_exports(name, tmp_path):
     model = timm.create_model(
         "va_pyramid_tiny", mixers=name, depths=(1, 1), embed_dim=16, num_heads=(2, 4), num_classes=5
     )
-    check(drawn_afresh(model), tmp_path / "m.onnx", name)
+    # The last map has two cells of aggregated attention on each side: tracers tell sides of 1 from larger ones.
+    check(drawn_afresh(model), tmp_path / "m.onnx", name, (3, 96, 64))
 
 
 @pytest.mark.parametrize("name", chosen(GATES, QUICK_GATES))

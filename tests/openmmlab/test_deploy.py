@@ -16,7 +16,7 @@ pytest.importorskip("onnxscript")
 from visionattn.export import OnnxModel, export_onnx  # noqa: E402
 from visionattn.export.onnx import detection_difference  # noqa: E402
 from visionattn.export.runtime import paste_masks  # noqa: E402
-from visionattn.openmmlab import dense, deploy, load_config  # noqa: E402
+from visionattn.openmmlab import dense, deploy, graph_info, load_config  # noqa: E402
 from visionattn.openmmlab.config import task_of  # noqa: E402
 
 HERE = Path(__file__).parent
@@ -150,7 +150,7 @@ def drawn_afresh(model):
 def load(name):
     cfg = CONFIGS[name]()
     model = drawn_afresh(dense.load_model(cfg).cpu())
-    return deploy.graph_of(model, "detection", SIZE), deploy.describe(cfg, model, size=SIZE)
+    return deploy.graph_of(model, "detection", SIZE), graph_info.describe(cfg, model, size=SIZE)
 
 
 def own_prediction(model, image):
@@ -296,8 +296,8 @@ def test_sliding_windows_are_averaged_outside_as_the_model_does_inside(tmp_path)
 def test_configs_say_how_photos_get_their_size():
     cfg = load_config("coco/mask-rcnn_nat-tiny_3x")
     assert task_of(cfg) == "detection"
-    assert deploy.input_size(cfg) == (800, 1344)
-    how = deploy.preparation(cfg)
+    assert graph_info.input_size(cfg) == (800, 1344)
+    how = graph_info.preparation(cfg)
     assert (how.mode, how.scale) == ("fit", (1333, 800))
 
 
@@ -317,7 +317,7 @@ def test_configs_say_how_photos_get_their_size():
     ],
 )
 def test_classifiers_pipelines_become_preparations(steps, expected):
-    how = deploy.classifier_preparation(steps)
+    how = graph_info.classifier_preparation(steps)
     assert expected == (None if how is None else (how.mode, how.interpolation, how.crop_pct))
 
 

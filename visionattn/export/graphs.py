@@ -11,6 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from visionattn.layers.pooling import average_cells
+
 LAYOUTS = ("NCHW", "NHWC")
 DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
 
@@ -104,18 +106,7 @@ class BinAverage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, C, H, W)` to `(B, C, *bins)`."""
-        rows, columns = (_averages(side, n, x) for side, n in zip(x.shape[-2:], self.bins, strict=True))
-        return rows @ x @ columns.T
-
-
-def _averages(length: int, bins: int, like: Tensor) -> Tensor:
-    """Weights `(bins, length)` of each position in each bin; bins may overlap by a position."""
-    number = torch.arange(bins, device=like.device)
-    first = number * length // bins
-    end = ((number + 1) * length + bins - 1) // bins
-    position = torch.arange(length, device=like.device)
-    inside = ((position >= first[:, None]) & (position < end[:, None])).to(like.dtype)
-    return inside / inside.sum(1, keepdim=True)
+        return average_cells(x.permute(0, 2, 3, 1), self.bins).permute(0, 3, 1, 2)
 
 
 @contextlib.contextmanager

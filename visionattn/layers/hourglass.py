@@ -18,9 +18,9 @@ def pool_down(x: Tensor) -> Tensor:
 
     A side of n pixels becomes n // 2, and one pixel remains one.
     """
-    # Two more pixels than the map has serve one pixel too; what odd sides have too much is cut off.
-    rows, columns = (torch.sym_max(side // 2, 1) for side in x.shape[2:])
-    return F.max_pool2d(F.pad(x, (0, 2, 0, 2), value=float("-inf")), 3, 2)[:, :, :rows, :columns]
+    # A pixel beyond odd sides would be one window too much; a map of one pixel needs two more to be a window.
+    rows, columns = (torch.sym_max(3 - side, 1) for side in x.shape[2:])
+    return F.max_pool2d(F.pad(x, (0, columns, 0, rows), value=float("-inf")), 3, 2)
 
 
 def resize_to(x: Tensor, like: Tensor) -> Tensor:

@@ -106,13 +106,12 @@ def join(cfg: Config, launcher: str) -> None:
     cfg.launcher = launcher
     if launcher == "none" or torch.cuda.is_available():
         return
-    if (cfg.get("model_wrapper_cfg") or {}).get("type") == FULLY_SHARD:
-        _join_gloo(cfg, launcher)
-        return
-    # DDP takes no devices on a CPU.
-    wrapper = {"type": "MMDistributedDataParallel", "broadcast_buffers": False}
-    wrapper["find_unused_parameters"] = cfg.get("find_unused_parameters", False)
-    cfg.model_wrapper_cfg = {**wrapper, **(cfg.get("model_wrapper_cfg") or {}), "device_ids": None}
+    given = cfg.get("model_wrapper_cfg") or {}
+    if given.get("type") != FULLY_SHARD:
+        # DDP takes no devices on a CPU.
+        wrapper = {"type": "MMDistributedDataParallel", "broadcast_buffers": False}
+        wrapper["find_unused_parameters"] = cfg.get("find_unused_parameters", False)
+        cfg.model_wrapper_cfg = {**wrapper, **given, "device_ids": None}
     _join_gloo(cfg, launcher)
 
 
