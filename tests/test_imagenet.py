@@ -4,6 +4,7 @@
 import csv
 import json
 import shutil
+import tarfile
 
 import numpy as np
 import pytest
@@ -244,6 +245,58 @@ def test_unreadable_images_are_counted_or_stop_the_evaluation(photos, weights, t
     assert (result["images"], result["unreadable"]) == (6, [str(bad)])
     with pytest.raises(ValueError, match=r"bad\.png cannot be read"):
         imagenet.evaluate([MICRO], photos, tmp_path / "out", weights, settings(on_bad_image="raise"), again=True)
+
+
+class Labelled(list):
+    """Contents and labels, as data sets have them."""
+
+    classes = SYNSETS
+
+    def content(self, index):
+        return self[index][0]
+
+    def label(self, index):
+        return self[index][1]
+
+
+def test_tar_files_and_shards_are_measured_as_the_folder_is(photos, weights, tmp_path):
+    from visionattn.data import write_shards
+
+    files = sorted((photos / "val").rglob("*.png"))
+    (tmp_path / "tar").mkdir()
+    with tarfile.open(tmp_path / "tar" / "val.tar", "w") as archive:
+        for path in files:
+            archive.add(path, path.relative_to(photos / "val"))
+    samples = [(path.read_bytes(), SYNSETS.index(path.parent.name)) for path in files]
+    samples.insert(2, (samples[2][0][:99], 3))
+    write_shards(Labelled(samples), tmp_path / "shards", "val", 4)
+    results = [
+        imagenet.evaluate([MICRO], data, tmp_path / f"out{i}", weights, settings())[0]
+        for i, data in enumerate((photos, tmp_path / "tar", tmp_path / "tar" / "val.tar", tmp_path / "shards"))
+    ]
+    figures = [(r["top1"], r["top5"], r["images"], r["labels"]) for r in results]
+    assert figures[0][2] == 6 and figures == figures[:1] * 4
+    assert [len(r["unreadable"]) for r in results] == [0, 0, 0, 1]
+    with pytest.raises(ValueError, match=r"val-000000\.tar:.* cannot be read"):
+        raising = settings(on_bad_image="raise")
+        imagenet.evaluate([MICRO], tmp_path / "shards", tmp_path / "out", weights, raising)
+
+
+def test_numbers_are_the_labels_of_shards_without_names(tmp_path):
+    from visionattn.data import write_shards
+
+    grey = {7: 10, 300: 20}
+    contents = []
+    for label, value in grey.items():
+        write_grey(tmp_path / "a.png", value)
+        contents.append(((tmp_path / "a.png").read_bytes(), label))
+    write_shards(Labelled(contents), tmp_path / "shards", "val")
+    (tmp_path / "shards" / "classes.txt").unlink()
+    images = imagenet.find_images(tmp_path / "shards")
+    truth = imagenet.find_truth(images, 1000)
+    assert (truth.name, truth.right) == ("subset", ((7,), (300,)))
+    ranking = {value: [label] for label, value in grey.items()}.__getitem__
+    assert imagenet.evaluate_model(Oracle(ranking), images, truth, settings())["top1"] == 100.0
 
 
 def test_wrong_input_is_named_before_any_work(tmp_path, weights, photos):

@@ -11,16 +11,18 @@ import contextlib
 import csv
 import dataclasses
 import fnmatch
+import io
 import json
 import logging
 import os
 import re
+import tarfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
@@ -33,6 +35,9 @@ from torch.utils.data import DataLoader, Dataset
 import visionattn
 from visionattn._files import replacing
 from visionattn.layers import unknown
+
+if TYPE_CHECKING:
+    from visionattn.data import EncodedDataset
 
 _logger = logging.getLogger(__name__)
 
@@ -95,17 +100,28 @@ class Settings:
 
 @dataclass(frozen=True)
 class Images:
-    """Files to evaluate on.
+    """Images to evaluate on: files of a folder, or samples of another data set.
 
     Args:
-        root: Folder that holds them.
-        paths: The files, in order.
-        folders: Name of each file's class folder; empty strings where there is none.
+        root: What holds them.
+        paths: The files, in order; of samples, where they come from.
+        folders: Name of each file's class folder, or of each sample's class; empty strings where there is none.
+        samples: Data set and the samples' numbers in it; None for files.
+        lost: Samples without a label that can be read.
     """
 
     root: Path
     paths: tuple[Path, ...]
     folders: tuple[str, ...]
+    samples: tuple[EncodedDataset, tuple[int, ...]] | None = None
+    lost: tuple[str, ...] = ()
+
+    def open(self, index: int) -> Image.Image:
+        """Image of a number, not decoded yet."""
+        if self.samples is None:
+            return Image.open(self.paths[index])
+        dataset, numbers = self.samples
+        return Image.open(io.BytesIO(dataset.content(numbers[index])))
 
     @property
     def classes(self) -> list[str]:
@@ -131,19 +147,57 @@ class Truth:
 def find_images(data: str | os.PathLike[str]) -> Images:
     """Images of a folder: in class folders, those of its `val/` where it has one, or without folders.
 
+    Or, where a folder has none, the validation images of its tar files or WebDataset shards; of shards at an address;
+    of `hfds/` and a name, a Hugging Face data set.
+
     Raises:
         FileNotFoundError: There is no such folder.
         ValueError: There are no images in it.
     """
+    if not Path(data).is_dir():
+        return _find_samples(data)
     root = Path(data)
-    if not root.is_dir():
-        raise FileNotFoundError(f"--data {root}: there is no such folder")
     root = next((root / split for split in SPLITS if (root / split).is_dir()), root)
     found = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not found:
-        raise ValueError(f"--data {root} has no images ({', '.join(SUFFIXES)})")
+        return _find_samples(data)
     inside = [path.relative_to(root).parts for path in found]
     return Images(root, tuple(found), tuple(parts[0] if len(parts) > 1 else "" for parts in inside))
+
+
+def _find_samples(data: str | os.PathLike[str]) -> Images:
+    """Images in tar files, shards or a Hugging Face data set, for which what training needs must be installed."""
+    from visionattn import data as kinds
+    from visionattn.data.shards import has_classes
+    from visionattn.data.sources import LAYOUTS
+
+    is_tar = Path(data).is_file() and tarfile.is_tarfile(data)
+    source: dict[str, Any]
+    try:
+        source = {"type": "TarDataset", "root": os.fspath(data)} if is_tar else kinds.recognise(data)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"--data {data}: there is no such folder; data are {LAYOUTS}") from error
+    kind = source.pop("type")
+    if kind == "ImageFolderDataset":
+        raise ValueError(f"--data {data} has no images ({', '.join(SUFFIXES)})")
+    if kind == "ShardDataset" and not has_classes(source["root"]):
+        source["classes"] = 1000
+    dataset: EncodedDataset = getattr(kinds, kind)(pipeline=[], split="test", **source)
+    labels, lost = {}, []
+    for index in range(len(dataset)):
+        try:
+            labels[index] = dataset.label(index)
+        except ValueError:
+            lost.append(dataset.source(index))
+    # Tar files name their classes; the labels of others are numbers, whatever the names.
+    named = kind == "TarDataset" or all(map(re.compile(r"n\d{8}").fullmatch, dataset.classes))
+    return Images(
+        Path(data),
+        tuple(Path(dataset.source(index)) for index in labels),
+        tuple(dataset.classes[label] if named else str(label) for label in labels.values()),
+        (dataset, tuple(labels)),
+        tuple(lost),
+    )
 
 
 def find_truth(images: Images, num_classes: int, labels: str = "auto") -> Truth:
@@ -166,7 +220,8 @@ def find_truth(images: Images, num_classes: int, labels: str = "auto") -> Truth:
     if all(name.isdecimal() for name in names):
         if max(map(int, names)) >= num_classes:
             raise ValueError(f"{images.root}: folder {max(names, key=int)} is no class of a model of {num_classes}")
-        return Truth("v2", tuple((int(name),) for name in images.folders))
+        right = tuple((int(name),) for name in images.folders)
+        return Truth("v2" if images.samples is None else _set_of(len(names)), right)
     position = _positions(num_classes)
     strange = [name for name in names if name not in position]
     if strange:
@@ -179,7 +234,11 @@ def find_truth(images: Images, num_classes: int, labels: str = "auto") -> Truth:
         synsets = _lines(f"{subset}_synsets.txt")
         if set(names) == set(synsets):
             return Truth(short, right, tuple(position[synset] for synset in synsets if synset in position))
-    return Truth("1k" if len(names) == 1000 else "subset", right)
+    return Truth(_set_of(len(names)), right)
+
+
+def _set_of(classes: int) -> str:
+    return "1k" if classes == 1000 else "subset"
 
 
 def _real_truth(images: Images, num_classes: int) -> Truth:
@@ -208,22 +267,22 @@ def _lines(file: str) -> list[str]:
     return Path(timm.data.__file__).with_name("_info").joinpath(file).read_text().split()
 
 
-class _Files(Dataset):
-    """`(image, number)` of files, None in place of an image that cannot be read."""
+class _Prepared(Dataset):
+    """`(image, number)` of each image, None in place of one that cannot be read."""
 
-    def __init__(self, paths: Sequence[Path], transform: Callable[[Image.Image], Tensor], stop: bool) -> None:
-        self.paths, self.transform, self.stop = paths, transform, stop
+    def __init__(self, images: Images, transform: Callable[[Image.Image], Tensor], stop: bool) -> None:
+        self.images, self.transform, self.stop = images, transform, stop
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.images.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor | None, int]:
         try:
-            with Image.open(self.paths[index]) as image:
+            with self.images.open(index) as image:
                 return self.transform(image.convert("RGB")), index
         except Exception as error:  # what Pillow raises on damaged files is of many kinds
             if self.stop:
-                raise ValueError(f"{self.paths[index]} cannot be read: {error}") from error
+                raise ValueError(f"{self.images.paths[index]} cannot be read: {error}") from error
             return None, index
 
 
@@ -256,14 +315,16 @@ def evaluate_model(
     cfg = resolve_data_config({}, model=model)
     device = torch.device(settings.device)
     model = model.to(device).eval()
-    files = _Files(images.paths, create_transform(**cfg, is_training=False), settings.on_bad_image == "raise")
+    if images.lost and settings.on_bad_image == "raise":
+        raise ValueError(f"{images.lost[0]} has no label that can be read")
+    prepared = _Prepared(images, create_transform(**cfg, is_training=False), settings.on_bad_image == "raise")
     loader = DataLoader(
-        files, settings.batch, num_workers=settings.workers, collate_fn=_collate, pin_memory=device.type == "cuda"
+        prepared, settings.batch, num_workers=settings.workers, collate_fn=_collate, pin_memory=device.type == "cuda"
     )
     outside = _outside(truth, model, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    hits, unreadable, unlabelled = [0, 0], [], 0
+    hits, unreadable, unlabelled = [0, 0], list(images.lost), 0
     counted, first, busy, timed = 0, True, 0.0, 0
     for batch, numbers, bad in loader:
         unreadable += [str(images.paths[number]) for number in bad]
