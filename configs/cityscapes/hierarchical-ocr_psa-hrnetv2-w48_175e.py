@@ -3,14 +3,16 @@
 
     visionattn train cityscapes/hierarchical-ocr_psa-hrnetv2-w48_175e
 
-The authors' settings on eight GPUs with one image each, but for their RMI loss, coarse labels and weights from
-Mapillary; momentum and decay are mmsegmentation's. Published: mIoU 86.95 at several scales.
+The authors' settings on eight GPUs with one image each, but for coarse labels and weights from Mapillary; momentum and
+decay are mmsegmentation's. Published: mIoU 86.95 at several scales.
 `model.checkpoint=FILE` takes the authors' file.
 """
 
 _base_ = ["mmseg::_base_/datasets/cityscapes.py", "../_base_/dense_runtime.py"]
 default_scope = "mmseg"
-custom_imports = dict(imports=["visionattn.openmmlab", "visionattn.openmmlab.heads.hierarchical"])
+custom_imports = dict(
+    imports=["visionattn.openmmlab", "visionattn.openmmlab.heads.hierarchical", "visionattn.openmmlab.heads.rmi"]
+)
 
 crop_size = (1024, 2048)
 model = dict(
@@ -26,7 +28,12 @@ model = dict(
         size=crop_size,
     ),
     backbone=dict(type="TimmBackbone", name="va_psa_hrnetv2_w48", pretrained=False),
-    decode_head=dict(type="HierarchicalOCRHead", in_channels="auto", num_classes=19),
+    decode_head=dict(
+        type="HierarchicalOCRHead",
+        in_channels="auto",
+        num_classes=19,
+        loss_decode=dict(type="RegionMutualInformationLoss"),
+    ),
 )
 
 train_pipeline = [

@@ -64,8 +64,13 @@ def check(model, path, key, size=(3, 64, 48), outputs=("logits",)):
 
 @pytest.mark.parametrize("key", chosen(MICROS, QUICK_MICROS))
 def test_every_family_exports(key, tmp_path):
+    # Two stages have all there is to trace, where a family takes two.
     name, args = MICROS[key]
-    check(drawn_afresh(timm.create_model(name, num_classes=7, **args)), tmp_path / "m.onnx", key.split("-")[0])
+    stages = len(args.get("depths", ()))
+    cut = {k: value[:2] if isinstance(value, tuple) and len(value) == stages else value for k, value in args.items()}
+    model = drawn_afresh(timm.create_model(name, num_classes=7, **cut))
+    # Tracers tell sides of 1 from larger ones: no map of any stage may have one.
+    check(model, tmp_path / "m.onnx", key.split("-")[0], (3, 128, 96))
 
 
 @pytest.mark.slow

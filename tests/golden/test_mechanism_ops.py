@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from visionattn.kernels import flow_attention
+from visionattn.kernels.linear_torch import flows_between
 from visionattn.layers import AreaAttention, SpectralFilter
 from visionattn.layers.circular import circular_attention
 from visionattn.layers.sigmoid import sigmoid_attention
@@ -65,7 +67,16 @@ def pooled(x: Inputs, a: Arguments) -> dict[str, Tensor]:
     return {"out": centres, "assignment": nearest, "objective": (x["x"] - own).square().sum((1, 2))}
 
 
+def flow(x: Inputs, a: Arguments) -> dict[str, Tensor]:
+    q, k, v = (x[name].transpose(1, 2) for name in "qkv")
+    options = {"eps": a["eps"], "flow_eps": a["eps"] if a["outer_eps"] else 0.0}
+    flows = [t[..., 0].transpose(1, 2) for t in flows_between(q.sigmoid(), k.sigmoid(), **options)]
+    names = ("sink_incoming", "source_outgoing", "conserved_sink", "conserved_source")
+    return {"out": flow_attention(q, k, v, **options).transpose(1, 2), **dict(zip(names, flows, strict=True))}
+
+
 OPS: dict[str, Callable[[Inputs, Arguments], dict[str, Tensor]]] = {
+    "flow_attention": flow,
     "sigmoid_attention": sigmoid,
     "taylorshift": taylor,
     "cat_circular": circular,

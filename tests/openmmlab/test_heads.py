@@ -18,6 +18,7 @@ from mmseg.structures import SegDataSample  # noqa: E402
 
 from visionattn.openmmlab.heads.hierarchical import HierarchicalSegmentor  # noqa: E402
 from visionattn.openmmlab.heads.ocr import OCR, fuse_scales, resize  # noqa: E402
+from visionattn.openmmlab.heads.rmi import RegionMutualInformationLoss  # noqa: E402
 
 FOLDER = Path(__file__).parent / "psa"
 MICROS = (pytest.param("micro_mscale_p", marks=pytest.mark.slow), "micro_mscale_s", "micro_ocr_s")
@@ -147,3 +148,73 @@ def test_wrong_arguments_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"missing \(decode_head.attention"):
         model.init_weights()
     assert issubclass(HierarchicalSegmentor, torch.nn.Module)
+
+
+def rmi_by_definition(logits, labels, radius, stride, epsilon, ignored=255):
+    """Half the logarithm of det M over radius ** 2 of one image, summed over classes, region by region."""
+    total = 0.0
+    for k, scores in enumerate(logits):
+        vectors = []
+        for plane in ((labels == k).double(), scores.sigmoid() * (labels != ignored)):
+            rows, columns = (side // stride for side in plane.shape)
+            cells = [[plane[i * stride : (i + 1) * stride, j * stride : (j + 1) * stride].mean()
+                      for j in range(columns)] for i in range(rows)]  # fmt: skip
+            regions = [[cells[i + a][j + b] for a in range(radius) for b in range(radius)]
+                       for i in range(rows - radius + 1) for j in range(columns - radius + 1)]  # fmt: skip
+            regions = torch.tensor(regions, dtype=torch.float64).T
+            vectors.append(regions - regions.mean(1, keepdim=True))
+        y, p = vectors
+        noise = epsilon * torch.eye(radius**2, dtype=torch.float64)
+        left = y @ y.T - y @ p.T @ torch.linalg.inv(p @ p.T + noise) @ p @ y.T + noise
+        total += torch.logdet(left).item() / 2 / radius**2
+    return total
+
+
+def test_region_mutual_information_is_its_definition():
+    logits = torch.randn(2, 3, 23, 26, dtype=torch.float64)
+    labels = torch.randint(0, 3, (2, 23, 26))
+    labels[0, :5] = 255
+    loss = RegionMutualInformationLoss(radius=2, stride=3, share=0.3, epsilon=1e-3)
+    expected = sum(rmi_by_definition(x, y, 2, 3, 1e-3) for x, y in zip(logits, labels, strict=True)) / 2
+    known = labels != 255
+    truth = torch.stack([labels == k for k in range(3)], 1).double()
+    entropy = torch.nn.functional.binary_cross_entropy_with_logits(logits, truth, reduction="none").sum(1)
+    expected = 0.7 * expected + 0.3 * (entropy * known).sum() / known.sum()
+    assert loss(logits, labels).item() == pytest.approx(expected.item(), rel=1e-9)
+
+
+def test_region_mutual_information_falls_where_predictions_come_to_the_labels():
+    torch.manual_seed(0)
+    labels = torch.randint(0, 3, (1, 6, 6)).repeat_interleave(6, 1).repeat_interleave(6, 2)
+    logits = torch.randn(1, 3, 36, 36, requires_grad=True)
+    loss = RegionMutualInformationLoss()
+    optimizer = torch.optim.Adam([logits], lr=0.3)
+    values = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        values.append(loss(logits, labels))
+        values[-1].backward()
+        optimizer.step()
+    assert values[-1] < values[0] - 0.5 and (logits.argmax(1) == labels).float().mean() > 0.95
+
+
+def test_what_the_loss_cannot_take_is_named():
+    loss, logits, labels = RegionMutualInformationLoss(), torch.randn(1, 3, 16, 16), torch.randint(0, 3, (1, 16, 16))
+    with pytest.raises(ValueError, match="weight, avg_factor: must be None"):
+        loss(logits, labels, torch.ones(1, 16, 16), avg_factor=2.0)
+    with pytest.raises(ValueError, match=r"sides of at least 12 pixels"):
+        loss(logits[..., :8], labels[..., :8])
+    with pytest.raises(ValueError, match="share=2"):
+        RegionMutualInformationLoss(share=2)
+
+
+def test_hornets_pyramid_ends_in_gated_convolutions():
+    horfpn = pytest.importorskip("visionattn.openmmlab.heads.horfpn")
+    neck = horfpn.HorFPN([8, 16, 24], 16, 4)
+    maps = [torch.randn(2, dim, side, side + 3) for dim, side in ((8, 12), (16, 6), (24, 3))]
+    outputs = neck(maps)
+    assert [tuple(x.shape) for x in outputs] == [(2, 16, 12, 15), (2, 16, 6, 9), (2, 16, 3, 6), (2, 16, 2, 3)]
+    top = neck.lateral_convs[2](maps[2])
+    assert torch.allclose(outputs[2], neck.fpn_convs[2].mixer(top.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), atol=1e-6)
+    with pytest.raises(ValueError, match="add_extra_convs"):
+        horfpn.HorFPN([8, 16], 16, 3, add_extra_convs="on_input")

@@ -26,6 +26,7 @@ CONFIGS = sorted(name for name in builtin_configs() if name.startswith("imagenet
 WITHOUT = {
     "cswin", "pvt", "pvtv2", "botnet", "halonet", "haloregnetz", "ulsam", "das", "das_mobilenetv2", "psa", "psa_resnet",
     "efficient_attention", "residual_attention", "sparsifiner", "sparsifiner_lvvit", "pyramid", "vit",
+    "convnext_pat",
 }  # fmt: skip
 
 

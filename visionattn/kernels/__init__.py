@@ -2,11 +2,17 @@
 """Attention ops: tensors in, tensors out. Layout (B, *spatial, heads, head_dim), any strides."""
 
 from visionattn.kernels.aggregated import aggregated_attention
+from visionattn.kernels.clustered import clustered_attention
 from visionattn.kernels.deformable import deformable_attention, ms_deform_attn, sample_points
 from visionattn.kernels.dispatch import available_backends, explain, use_backend
 from visionattn.kernels.dynamic import dynamic_convolution
 from visionattn.kernels.indexed import indexed_attention
-from visionattn.kernels.linear import agent_attention, focused_linear_attention, inline_attention
+from visionattn.kernels.linear import (
+    agent_attention,
+    flow_attention,
+    focused_linear_attention,
+    inline_attention,
+)
 from visionattn.kernels.local import halo_attention, local_attention, neighborhood_attention, window_attention
 from visionattn.kernels.pattern import LocalPattern
 from visionattn.kernels.relative import relative_attention
@@ -19,9 +25,11 @@ __all__ = [
     "agent_attention",
     "aggregated_attention",
     "available_backends",
+    "clustered_attention",
     "deformable_attention",
     "dynamic_convolution",
     "explain",
+    "flow_attention",
     "focused_linear_attention",
     "halo_attention",
     "indexed_attention",

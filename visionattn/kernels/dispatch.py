@@ -7,9 +7,10 @@ reason for no. An explicit choice never falls back silently; "auto" takes the fi
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -41,9 +42,13 @@ class _Explained(Exception):
     """Carries the answer of `explain` out of the call that it stops before any work."""
 
 
+# Is given the problem, the implementation and the arguments of a call, and returns its result.
+Watcher = Callable[[Problem, Callable[..., Any], tuple[Any, ...]], Any]
+
 _backends: dict[str, Backend] = {}
 _choice: str = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
 _explaining = False
+_watcher: Watcher | None = None
 
 
 def register_backend(backend: Backend) -> None:
@@ -133,7 +138,20 @@ def run(problem: Problem, *args: Any) -> Any:
     backend, reason = select(problem)
     if _explaining:
         raise _Explained(f"{backend.name} ({reason})")
+    if _watcher is not None:
+        return _watcher(problem, backend.ops[problem.op], args)
     return backend.ops[problem.op](*args)
+
+
+@contextlib.contextmanager
+def watched_by(watcher: Watcher) -> Iterator[None]:
+    """Let every op of a block go through `watcher`, which sees its inputs and calls its implementation."""
+    global _watcher
+    earlier, _watcher = _watcher, watcher
+    try:
+        yield
+    finally:
+        _watcher = earlier
 
 
 def explain(op: Callable[..., Any], *args: Any, **kwargs: Any) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention whose cost and memory are linear in the tokens: by agents, by focused features, by injective weights."""
+"""Attention whose cost and memory are linear in the tokens: by agents, focused features, injective weights, flows."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from visionattn.kernels import dispatch, local  # noqa: F401  local registers the backends
 from visionattn.kernels.linear_torch import (
     agent_attention_torch,
+    flow_attention_torch,
     focused_linear_attention_torch,
     inline_attention_torch,
 )
@@ -18,6 +19,7 @@ from visionattn.kernels.pattern import is_symbolic
 dispatch.register_op("torch", "agent_attention", agent_attention_torch)
 dispatch.register_op("torch", "focused_linear_attention", focused_linear_attention_torch)
 dispatch.register_op("torch", "inline_attention", inline_attention_torch)
+dispatch.register_op("torch", "flow_attention", flow_attention_torch)
 
 
 def agent_attention(
@@ -134,6 +136,38 @@ def inline_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = N
         _check_tokens(q, k, v)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     return _unflat(_run("inline_attention", _flat(q), _flat(k), _flat(v), scale), q)
+
+
+def flow_attention(q: Tensor, k: Tensor, v: Tensor, *, eps: float = 1e-6, flow_eps: float = 0.0) -> Tensor:
+    """Attention as a flow network in which what leaves each source and what reaches each sink is conserved.
+
+    Capacities are ``sigmoid(q)`` and ``sigmoid(k)``, without a scale. Where every sink takes one in total, sources
+    compete by a softmax of what leaves them; where every source gives one, a sigmoid of what reaches a sink gates it.
+    Flows are float32 at least.
+    Paper: Flowformer, arXiv 2202.06258.
+
+    Args:
+        q: Queries, the sinks (B, *spatial, heads, head_dim).
+        k: Keys, the sources (B, *spatial_k, heads, head_dim).
+        v: Values (B, *spatial_k, heads, v_dim).
+        eps: Added to capacities and their sums, channel by channel, not negative.
+        flow_eps: Added to flows, not negative; the published vision model has 1e-6.
+
+    Returns:
+        Output (B, *spatial, heads, v_dim).
+
+    Raises:
+        ValueError: Shapes don't fit together, or `eps` or `flow_eps` is negative.
+        TypeError: q, k and v differ in dtype.
+        RuntimeError: The backend asked for can't run the call.
+    """
+    _check_dtypes(q=q, k=k, v=v)
+    for name, value in (("eps", eps), ("flow_eps", flow_eps)):
+        if value < 0:
+            raise ValueError(f"{name}={value} must not be negative")
+    if not is_symbolic(*q.shape, *k.shape):
+        _check_tokens(q, k, v)
+    return _unflat(_run("flow_attention", _flat(q), _flat(k), _flat(v), eps, flow_eps), q)
 
 
 def _run(op: str, q: Tensor, k: Tensor, v: Tensor, *args: Any) -> Tensor:

@@ -3,7 +3,7 @@
 
 Agent attention computes its logits for some images and heads at a time. Eager calls save nothing but their inputs for
 the backward, which computes the logits again; tracers and second derivatives get the same arithmetic all at once. The
-other two need no more than a few copies of their inputs.
+others need no more than a few copies of their inputs.
 """
 
 from __future__ import annotations
@@ -163,3 +163,38 @@ def inline_attention_torch(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Ten
     centred = (k - k.mean(1, keepdim=True)) * (scale / k.shape[1])
     state = torch.einsum("bmhd,bmhe->bhde", centred, v)
     return (torch.einsum("bnhd,bhde->bnhe", q.to(wide), state) + v.mean(1, keepdim=True)).to(q.dtype)
+
+
+class Flows(NamedTuple):
+    """What passes between queries (sinks) and keys (sources): (B, N, h, 1) and (B, M, h, 1)."""
+
+    incoming: Tensor  # inverse of what reaches a sink
+    outgoing: Tensor  # inverse of what leaves a source
+    conserved_sink: Tensor  # what reaches a sink once every source gives one in total
+    conserved_source: Tensor  # what leaves a source once every sink takes one in total, within [-1, 1]
+
+
+def flows_between(sinks: Tensor, sources: Tensor, eps: float, flow_eps: float) -> Flows:
+    """Flows of capacities (B, N, h, D) and (B, M, h, D)."""
+    incoming = 1 / (_dot(sinks, sources.sum(1, keepdim=True), eps) + flow_eps)
+    outgoing = 1 / (_dot(sources, sinks.sum(1, keepdim=True), eps) + flow_eps)
+    conserved_sink = _dot(sinks, (sources * outgoing).sum(1, keepdim=True), eps) + flow_eps
+    conserved_source = _dot(sources, (sinks * incoming).sum(1, keepdim=True), eps) + flow_eps
+    return Flows(incoming, outgoing, conserved_sink, conserved_source.clamp(-1, 1))
+
+
+def _dot(x: Tensor, total: Tensor, eps: float) -> Tensor:
+    # No matrix product, which autocast would round: sums over thousands of tokens meet terms of eps.
+    return ((x + eps) * (total + eps)).sum(-1, keepdim=True)
+
+
+def flow_attention_torch(q: Tensor, k: Tensor, v: Tensor, eps: float, flow_eps: float) -> Tensor:
+    """Output (B, N, h, V) of tokens (B, N, h, ·)."""
+    wide = wide_dtype(q.dtype)
+    sinks, sources = q.to(wide).sigmoid(), k.to(wide).sigmoid()
+    flows = flows_between(sinks, sources, eps, flow_eps)
+    allocation = (flows.conserved_sink * q.shape[1] / k.shape[1]).sigmoid()
+    # The softmax keeps the state a mean of values; their number comes in with the inverse flow, which it cancels.
+    state = torch.einsum("bmhd,bmhe->bhde", sources, v.to(wide) * flows.conserved_source.softmax(1))
+    out = torch.einsum("bnhd,bhde->bnhe", sinks, state)
+    return (out * (flows.incoming * k.shape[1] * allocation)).to(v.dtype)

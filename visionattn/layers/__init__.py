@@ -15,11 +15,12 @@ from .attention import (
 )
 from .batch_norm import BatchNorm, batch_norm
 from .bilevel import BilevelAttention, EnhancedAttention
-from .block import Block
+from .block import BilateralBlock, Block, NestedBlock
 from .cbam import BAM, CBAM
 from .circular import CircularAttention
 from .composed import ComposedAttention, TalkingHeadsAttention
 from .connectivity import Connectivity, ConnectivityPredictor, SparsifiedAttention
+from .content import ContentAttention, splits_for
 from .context import (
     ChannelAffine,
     ContextBlock,
@@ -29,11 +30,12 @@ from .context import (
     StaticBlock,
 )
 from .contmix import ContMix
-from .convolution import GatedConvolution, Pooling, SeparableConvolution
+from .convolution import DepthwiseConvolution, GatedConvolution, Pooling, SeparableConvolution
 from .cosine import CosineWindowAttention
 from .cross_shaped import CrossShapedAttention
 from .das import DAS
 from .deformable import DeformableAttention
+from .distance import DistanceAttention
 from .efficient import EfficientAttention, EfficientMixer
 from .embed import (
     DOWNSAMPLERS,
@@ -53,11 +55,13 @@ from .embed import (
     PositionEmbedding,
     PostNormMerging,
 )
+from .flow import FlowAttention
 from .focused import FocusedLinearAttention
 from .gated_linear import GatedLinearUnit, NetworkGate
 from .gates import GATES, create_gate
+from .gramian import GramianHead, GramianToken
 from .halo import HaloAttention
-from .head import HEADS, ProjectedHead, pool_type_of
+from .head import HEADS, PooledMlpHead, ProjectedHead, pool_type_of
 from .head_routing import HeadRouter, MoHAggregatedAttention, MoHCosineGlobalAttention, watch_imbalance
 from .hilo import HiLoAttention
 from .init import init_conv, init_conv_fan_out, init_conv_lecun, init_linear, init_table
@@ -72,7 +76,9 @@ from .names import pick, unknown
 from .norm import NORMS, LengthNorm, MapBatchNorm, RMSNorm, create_norm
 from .oversized import OversizedConvolution
 from .padding import pad_map, pad_to_multiple, pad_to_size
+from .partial import PartialChannelAttention, PartialConvolution, PartialSelfAttention
 from .polarized import PolarizedAttention, PolarizedMixer
+from .pooling import average_cells
 from .recursive import GlobalLocalFilter, RecursiveGatedConvolution, resize_filter
 from .relative import BottleneckAttention, RelativeVectors, resize_vectors
 from .reparam import DilatedReparam, fuse
@@ -90,6 +96,7 @@ from .token_pooling import TokenPooling
 from .tokens import TokenAttention
 from .triplet import TripletAttention
 from .ulsam import ULSAM
+from .words import AveragedAttention, PairBias, WordMerging, WordPath, WordPositions, WordStem, resize_pairs
 
 __all__ = [
     "DOWNSAMPLERS",
@@ -103,8 +110,10 @@ __all__ = [
     "AgentAttention",
     "AggregatedAttention",
     "AreaAttention",
+    "AveragedAttention",
     "BAM",
     "BatchNorm",
+    "BilateralBlock",
     "BilevelAttention",
     "Block",
     "BottleneckAttention",
@@ -116,6 +125,7 @@ __all__ = [
     "ComposedAttention",
     "ConditionalPosition",
     "ContMix",
+    "ContentAttention",
     "ContextBlock",
     "ContextDownsample",
     "Connectivity",
@@ -129,11 +139,14 @@ __all__ = [
     "DAS",
     "DeformableAttention",
     "DeformableMerging",
+    "DepthwiseConvolution",
     "DepthwiseMlp",
     "DilatedReparam",
+    "DistanceAttention",
     "EfficientAttention",
     "EfficientMixer",
     "EnhancedAttention",
+    "FlowAttention",
     "FocusedLinearAttention",
     "GatedAttention",
     "GatedConvolution",
@@ -141,6 +154,8 @@ __all__ = [
     "GlobalAttention",
     "GlobalLocalFilter",
     "HaloAttention",
+    "GramianHead",
+    "GramianToken",
     "HeadRouter",
     "HiLoAttention",
     "InlineAttention",
@@ -152,17 +167,23 @@ __all__ = [
     "MiddleTokenEmbedding",
     "MultiScaleDeformableAttention",
     "NeighborhoodAttention",
+    "NestedBlock",
     "NetworkGate",
     "NormalizedAttention",
     "NormedDownsample",
     "OverlapStem",
     "OversizedConvolution",
+    "PartialChannelAttention",
+    "PartialConvolution",
+    "PartialSelfAttention",
     "PatchDownsample",
     "PatchMerging",
     "PatchStem",
     "PolarizedAttention",
     "PolarizedMixer",
     "PooledAttention",
+    "PooledMlpHead",
+    "PairBias",
     "Pooling",
     "PositionEmbedding",
     "PositionedDownsample",
@@ -194,7 +215,12 @@ __all__ = [
     "TripletAttention",
     "ULSAM",
     "WindowAttention",
+    "WordMerging",
+    "WordPath",
+    "WordPositions",
+    "WordStem",
     "attach",
+    "average_cells",
     "batch_norm",
     "create_gate",
     "create_mixer",
@@ -212,9 +238,11 @@ __all__ = [
     "pool_type_of",
     "resize_filter",
     "resize_line",
+    "resize_pairs",
     "resize_table",
     "resize_vectors",
     "split_class",
+    "splits_for",
     "unknown",
     "watch_imbalance",
 ]

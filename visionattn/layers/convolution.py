@@ -63,6 +63,33 @@ class GatedConvolution(nn.Module):
         return self.proj_drop(self.fc2(self.act(gate) * torch.cat([kept, convolved], -1)))
 
 
+class DepthwiseConvolution(nn.Module):
+    """Depth-wise convolution alone, the mixer of ConvNeXt.
+
+    Args:
+        dim: Channels of the map.
+        num_heads: Not used; there, since all mixers take it.
+        kernel_size: Side of the convolution, odd.
+        proj_drop: Not used; nothing is projected.
+
+    Raises:
+        ValueError: If `kernel_size` is even.
+
+    Paper: A ConvNet for the 2020s, arXiv 2201.03545.
+    """
+
+    cost = "O(N)"
+
+    def __init__(self, dim: int, num_heads: int = 1, kernel_size: int = 7, proj_drop: float = 0.0) -> None:
+        super().__init__()
+        check_odd("kernel_size", kernel_size)
+        self.conv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mixes `(B, H, W, C)`, any H, W >= 1."""
+        return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
 class SeparableConvolution(nn.Module):
     """Linear, depth-wise convolution, linear: a token mixer without attention.
 

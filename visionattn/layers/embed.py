@@ -58,6 +58,36 @@ class ConvStem(nn.Module):
         return self.norm(x.permute(0, 2, 3, 1))
 
 
+class DeepStem(nn.Module):
+    """Image `(B, C, H, W)` to a map at stride 4: three overlapping 3x3 convolutions without bias, each normed.
+
+    The first and the last halve the map; the first two are activated.
+
+    Args:
+        in_chans: Channels of the image.
+        dim: Channels of the map.
+
+    Paper: Gramian Attention Heads are Strong yet Efficient Vision Learners, arXiv 2310.16483.
+    """
+
+    first_conv = "proj"
+    stride = 4
+    rounds_up = True
+
+    def __init__(self, in_chans: int, dim: int) -> None:
+        super().__init__()
+        self.proj, self.norm = nn.Conv2d(in_chans, dim, 3, stride=2, padding=1, bias=False), nn.LayerNorm(dim)
+        self.conv2, self.norm2 = nn.Conv2d(dim, dim, 3, padding=1, bias=False), nn.LayerNorm(dim)
+        self.conv3, self.norm3 = nn.Conv2d(dim, dim, 3, stride=2, padding=1, bias=False), nn.LayerNorm(dim)
+        self.act = nn.GELU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embeds an image of any size; odd sides round up."""
+        x = self.act(self.norm(self.proj(x).permute(0, 2, 3, 1)))
+        x = self.act(self.norm2(self.conv2(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)))
+        return self.norm3(self.conv3(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+
+
 class OverlapStem(nn.Module):
     """Image `(B, C, H, W)` to a map at stride 4 by one 7x7 convolution, then a norm.
 
@@ -100,6 +130,7 @@ class PatchStem(nn.Module):
         norm_layer: Name of the norm, one of `visionattn.layers.NORMS`.
         norm_eps: Added to the variance by the norm.
         stride: Pixels from patch to patch, the stride of the map; None for `patch_size`.
+        bias: Whether the convolution has a bias.
 
     Raises:
         ValueError: If `patch_size` is not positive, or `stride` is not from 1 to `patch_size`.
@@ -117,6 +148,7 @@ class PatchStem(nn.Module):
         norm_layer: str = "layer",
         norm_eps: float = 1e-5,
         stride: int | None = None,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         if patch_size < 1:
@@ -126,7 +158,7 @@ class PatchStem(nn.Module):
         self.stride = patch_size if stride is None else stride
         self.overlap = patch_size - self.stride
         self.rounds_up = not drop_ragged
-        self.proj = nn.Conv2d(in_chans, dim, patch_size, stride=self.stride)
+        self.proj = nn.Conv2d(in_chans, dim, patch_size, stride=self.stride, bias=bias)
         self.norm = create_norm(norm_layer, dim, norm_eps) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -230,6 +262,7 @@ class PatchDownsample(nn.Module):
         norm_first: Whether the norm comes before the convolution, not after it.
         bias: Whether the convolution has a bias.
         norm_eps: Added to the variance by the norm.
+        norm: Whether there is a norm.
 
     Paper: Pyramid Vision Transformer, arXiv 2102.12122.
     """
@@ -244,11 +277,12 @@ class PatchDownsample(nn.Module):
         norm_first: bool = False,
         bias: bool = True,
         norm_eps: float = 1e-5,
+        norm: bool = True,
     ) -> None:
         super().__init__()
         self.norm_first = norm_first
         self.proj = nn.Conv2d(dim, out_dim, 2, stride=2, bias=bias)
-        self.norm = create_norm(norm_layer, dim if norm_first else out_dim, norm_eps)
+        self.norm = create_norm(norm_layer, dim if norm_first else out_dim, norm_eps) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Halves `(B, H, W, C)`; odd sides round down, 1 stays 1."""
@@ -473,7 +507,7 @@ class ConditionalPosition(nn.Module):
         return x + self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
-STEMS: dict[str, type[nn.Module]] = {"conv": ConvStem, "overlap": OverlapStem, "patch": PatchStem}
+STEMS: dict[str, type[nn.Module]] = {"conv": ConvStem, "deep": DeepStem, "overlap": OverlapStem, "patch": PatchStem}
 DOWNSAMPLERS: dict[str, type[nn.Module]] = {
     "conv": ConvDownsample,
     "patch": PatchDownsample,

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from timm.layers import ClassifierHead, ClNormMlpClassifierHead, SelectAdaptivePool2d
+from timm.layers import ClassifierHead, ClNormMlpClassifierHead, SelectAdaptivePool2d, get_act_layer
 from torch import Tensor, nn
 
 from .batch_norm import BatchNorm
@@ -89,6 +89,31 @@ class ProjectedHead(nn.Module):
         return x if pre_logits else self.fc(x)
 
 
+class PooledMlpHead(ProjectedHead):
+    """Classifier of maps `(B, H, W, C)` that are pooled, then projected to other channels and activated.
+
+    Args:
+        dim: Channels of the map.
+        num_classes: Classes; 0 for none.
+        pool_type: Pooling, as timm names it.
+        drop_rate: Dropout before the last layer.
+        hidden: Channels after the projection, which has no bias.
+        act: Activation, as timm names it.
+    """
+
+    def __init__(
+        self, dim: int, num_classes: int, pool_type: str, drop_rate: float, hidden: int = 1280, act: str = "gelu"
+    ) -> None:
+        super().__init__(dim, num_classes, pool_type, drop_rate, hidden)
+        self.pre_logits = nn.Sequential(nn.Linear(dim, hidden, bias=False), get_act_layer(act)())
+
+    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits `(B, num_classes)`, or the pooled features after the activation."""
+        x = self.global_pool(x.permute(0, 3, 1, 2))
+        x = self.drop(self.pre_logits(x if x.ndim == 2 else x.permute(0, 2, 3, 1)))
+        return x if pre_logits else self.fc(x)
+
+
 class AuxiliaryHead(nn.Module):
     """Batch norm, average and linear layer of a map `(B, C, H, W)`.
 
@@ -148,4 +173,5 @@ HEADS: dict[str, Callable[[int, int, str, float], nn.Module]] = {
     "norm_mlp": norm_mlp_head,
     "norm_mlp_norm": partial(norm_mlp_head, hidden_norm=True),
     "projected": ProjectedHead,
+    "pooled_mlp": PooledMlpHead,
 }

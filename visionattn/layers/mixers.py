@@ -13,12 +13,15 @@ from .bilevel import BilevelAttention, EnhancedAttention
 from .circular import CircularAttention
 from .composed import ComposedAttention, TalkingHeadsAttention
 from .connectivity import SparsifiedAttention
+from .content import ContentAttention
 from .contmix import ContMix
-from .convolution import GatedConvolution, Pooling, SeparableConvolution
+from .convolution import DepthwiseConvolution, GatedConvolution, Pooling, SeparableConvolution
 from .cosine import CosineWindowAttention
 from .cross_shaped import CrossShapedAttention
 from .deformable import DeformableAttention
+from .distance import DistanceAttention
 from .efficient import EfficientMixer
+from .flow import FlowAttention
 from .focused import FocusedLinearAttention
 from .gated_linear import GatedLinearUnit, NetworkGate
 from .halo import HaloAttention
@@ -28,6 +31,7 @@ from .inline import InlineAttention
 from .memory import MemoryAttention, RecurrentCacheAttention
 from .names import pick
 from .oversized import OversizedConvolution
+from .partial import PartialChannelAttention, PartialConvolution, PartialSelfAttention
 from .polarized import PolarizedMixer
 from .recursive import RecursiveGatedConvolution
 from .relative import BottleneckAttention
@@ -41,6 +45,7 @@ from .spectral import SpectralFilter
 from .taylor import TaylorAttention
 from .token_pooling import TokenPooling
 from .tokens import TokenAttention
+from .words import AveragedAttention
 
 
 class Identity(nn.Identity):
@@ -60,7 +65,9 @@ MIXERS: dict[str, type[nn.Module]] = {
     "bottleneck": BottleneckAttention,
     "spatial_reduction": SpatialReductionAttention,
     "pooled": PooledAttention,
+    "averaged": AveragedAttention,
     "cross_shaped": CrossShapedAttention,
+    "content": ContentAttention,
     "bilevel": BilevelAttention,
     "enhanced": EnhancedAttention,
     "deformable": DeformableAttention,
@@ -71,6 +78,7 @@ MIXERS: dict[str, type[nn.Module]] = {
     "moh_cosine_global": MoHCosineGlobalAttention,
     "focused_linear": FocusedLinearAttention,
     "inline": InlineAttention,
+    "flow": FlowAttention,
     "hilo": HiLoAttention,
     "sparsified": SparsifiedAttention,
     "tokens": TokenAttention,
@@ -97,8 +105,13 @@ MIXERS: dict[str, type[nn.Module]] = {
     "oversized": OversizedConvolution,
     "recursive_gated": RecursiveGatedConvolution,
     "selective_scan": SelectiveScan,
+    "depthwise": DepthwiseConvolution,
     "separable": SeparableConvolution,
     "pooling": Pooling,
+    "distance": DistanceAttention,
+    "partial_conv": PartialConvolution,
+    "partial_channel": PartialChannelAttention,
+    "partial_self": PartialSelfAttention,
     "identity": Identity,
 }
 

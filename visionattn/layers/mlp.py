@@ -7,6 +7,9 @@ from functools import partial
 from timm.layers import GluMlp, Mlp
 from torch import Tensor, nn
 
+from .gramian import GroupedMlp
+from .partial import PartialMlp
+
 
 class DepthwiseMlp(nn.Module):
     """MLP with a depth-wise 3x3 convolution between its layers, which also tells positions apart.
@@ -70,7 +73,13 @@ MLPS: dict[str, Callable[..., nn.Module]] = {
     "mlp": Mlp,
     "gated": partial(GluMlp, act_layer=nn.GELU, bias=(True, False)),  # the second half of the hidden channels gates
     "conv_glu": ConvGluMlp,
+    "grouped_2": GroupedMlp,
     "depthwise": DepthwiseMlp,
+    "partial": PartialMlp,
+    "partial_relu": partial(PartialMlp, act="relu"),
+    "partial_gated": partial(PartialMlp, spatial_gate=True),
+    "partial_relu_gated": partial(PartialMlp, act="relu", spatial_gate=True),
+    "plain_gated": partial(PartialMlp, norm=False, spatial_gate=True),
     "depthwise_relu": partial(DepthwiseMlp, relu=True),
     "depthwise_residual": partial(DepthwiseMlp, residual=True),
 }

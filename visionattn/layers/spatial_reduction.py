@@ -50,7 +50,7 @@ class SpatialReductionAttention(nn.Module):
         self.scale = (dim // num_heads) ** -0.5 if qk_scale is None else qk_scale
         self.q = nn.Linear(dim, dim, bias=qkv_bias)
         self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
-        self.sr = nn.Conv2d(dim, dim, reduction, stride=reduction) if reduction > 1 else nn.Identity()
+        self.sr: nn.Module = nn.Conv2d(dim, dim, reduction, stride=reduction) if reduction > 1 else nn.Identity()
         self.norm = nn.LayerNorm(dim) if reduction > 1 else nn.Identity()
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)

@@ -10,6 +10,7 @@ from ._isotropic import Isotropic
 from ._pyramid import Pyramid
 from ._registry import (
     FAMILIES,
+    SERVED,
     Family,
     ModelInfo,
     Paper,
@@ -17,6 +18,7 @@ from ._registry import (
     convert_checkpoint,
     create_model,
     dense_args,
+    family_of,
     info,
     list_models,
     load_checkpoint,
@@ -29,6 +31,7 @@ for _module in pkgutil.iter_modules(__path__):
 
 __all__ = [
     "FAMILIES",
+    "SERVED",
     "Family",
     "Isotropic",
     "KeyMap",
@@ -41,6 +44,7 @@ __all__ = [
     "convert_checkpoint",
     "create_model",
     "dense_args",
+    "family_of",
     "info",
     "keep_tensors",
     "list_models",

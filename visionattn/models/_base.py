@@ -44,9 +44,10 @@ class VisionModel(nn.Module):
         self.feature_info: list[dict[str, Any]] = []
         self.num_features = 0
 
-    def _add_head(self, num_features: int, global_pool: str, drop_rate: float, head: str = "linear") -> None:
+    def _add_head(self, num_features: int, global_pool: str, drop_rate: float, head: Any = "linear") -> None:
         self.num_features = num_features
-        self.head = pick("head", head, HEADS)(num_features, self.num_classes, global_pool, drop_rate)
+        make: Any = pick("head", head, HEADS) if isinstance(head, str) else head
+        self.head = make(num_features, self.num_classes, global_pool, drop_rate)
         self.head_hidden_size = self.head.num_features
 
     @property

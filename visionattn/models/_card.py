@@ -18,7 +18,7 @@ from typing import Any
 from visionattn._index import write_index
 from visionattn.layers import MIXERS, pick
 
-from ._registry import FAMILIES, ModelInfo, info, list_models
+from ._registry import FAMILIES, SERVED, ModelInfo, info, list_models
 
 BLOCK = re.compile(r"<!-- card: (\w+) -->\n.*?<!-- /card -->", re.DOTALL)
 
@@ -29,9 +29,9 @@ def card(family: str) -> str:
     Raises:
         ValueError: If there is no such family.
     """
-    facts = pick("family", family, FAMILIES)
+    facts = pick("family", family, {**FAMILIES, **SERVED})
     papers = ", ".join(f"[{p.title}]({p.url})" for p in facts.papers)
-    rows = [row for name in list_models(tags=True) if (row := info(name)).family == family]
+    rows = [row for name in list_models(tags=True, served=True) if (row := info(name)).family == family]
     measured = "Figures are the authors'; they were not measured again."
     if not any(row.urls[0] for row in rows):
         measured = "No weights were published."
@@ -83,7 +83,7 @@ def render(page: str) -> str:
 
 def index() -> list[dict[str, Any]]:
     """What `visionattn._index` keeps."""
-    return [dataclasses.asdict(info(name)) for name in list_models(tags=True)]
+    return [dataclasses.asdict(info(name)) for name in list_models(tags=True, served=True)]
 
 
 def mixers() -> list[dict[str, str]]:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from visionattn._files import replacing
-from visionattn.layers import resize_filter, resize_line, resize_table, resize_vectors
+from visionattn.layers import resize_filter, resize_line, resize_pairs, resize_table, resize_vectors
 
 _logger = logging.getLogger(__name__)
 
@@ -67,6 +67,8 @@ class KeyMap:
 
 
 OURS = KeyMap("visionattn", ())
+# Or what makes one for a model, where names follow from its depths.
+AnyKeyMap = KeyMap | Callable[[nn.Module], KeyMap]
 
 
 @dataclass
@@ -86,7 +88,7 @@ class _Attempt:
 def convert(
     state_dict: Mapping[str, Tensor],
     model: nn.Module,
-    key_maps: Iterable[KeyMap] = (),
+    key_maps: Iterable[AnyKeyMap] = (),
     *,
     free: Iterable[str] = (),
     resize: bool = True,
@@ -101,7 +103,7 @@ def convert(
     Args:
         state_dict: Entries of the file, wrappers and prefixes as they come.
         model: Model to load into.
-        key_maps: Publishers' names to try.
+        key_maps: Publishers' names to try, or functions that make such a map for the model.
         free: Prefixes of our names that may be missing or differ in shape, since the caller adapts them.
         resize: Whether tables of another size are resized; otherwise they do not fit.
         source: Where the entries come from, for messages.
@@ -114,11 +116,11 @@ def convert(
             tells that the entries are of another architecture.
     """
     entries = unwrap(state_dict, source)
-    key_maps = tuple(key_maps)
-    for key_map in key_maps:
+    known = [key_map if isinstance(key_map, KeyMap) else key_map(model) for key_map in key_maps]
+    for key_map in known:
         if key_map.refuses is not None and (reason := key_map.refuses(entries, model)) is not None:
             raise ValueError(f"{source} is refused: {reason}")
-    attempts = [(key_map, _attempt(entries, model, key_map, tuple(free), resize)) for key_map in (OURS, *key_maps)]
+    attempts = [(key_map, _attempt(entries, model, key_map, tuple(free), resize)) for key_map in (OURS, *known)]
     key_map, best = min(attempts, key=lambda pair: pair[1].faults)
     if best.faults:
         raise ValueError(_complaint(best, key_map, source))
@@ -171,6 +173,10 @@ def _resized(name: str, tensor: Tensor, target: Tensor) -> Tensor:
         return resize_line(tensor, target.shape[-1])
     if name.endswith(("pos_embed.table", "tokens.table")) and tensor.ndim == 2 and tensor.shape != target.shape:
         return _resized_tokens(tensor, target)
+    if name.endswith(".position.table") and tensor.ndim == 5 and tensor.shape[0] == target.shape[0]:
+        if tensor.shape == target.shape:
+            return tensor
+        return resize_pairs(tensor, (target.shape[1], target.shape[2]), (target.shape[3], target.shape[4]))
     is_table = name.endswith((".rpb", ".key_positions", ".position.table")) or name == "pos_embed.table"
     if not is_table or tensor.ndim != 3 or tensor.shape == target.shape or tensor.shape[0] != target.shape[0]:
         return tensor

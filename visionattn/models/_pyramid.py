@@ -24,6 +24,8 @@ from ._base import VisionModel, drop_path_rates
 
 # Arguments of the mixer of one block: the same for all, or made from (stage, index of the block in it).
 MixerArgs = Mapping[str, Any] | Callable[[int, int], Mapping[str, Any]]
+# What makes one block, called as `Block` is; from (stage, index of the block in it).
+BlockOf = Callable[[int, int], Callable[..., nn.Module]]
 
 
 class Stage(nn.Module):
@@ -70,7 +72,7 @@ class Pyramid(VisionModel):
         own_last_norm: Whether the last stage's output norm is not the classifier's, which is of another kind.
         final_norm: Whether there is a norm after the last stage.
         final_norm_layer: Name of the final norm, one of `visionattn.layers.NORMS`.
-        head: Name of the head, one of `visionattn.layers.HEADS`.
+        head: Name of the head, one of `visionattn.layers.HEADS`, or what makes one as they do.
         norm_layer: Name of the norms of blocks and outputs, one of `visionattn.layers.NORMS`.
         norm_eps: Added to the variance by the norms of blocks and outputs.
         input_scale: Initial value of per-channel factors on what branches are added to; None for no factors. Or one a
@@ -80,6 +82,7 @@ class Pyramid(VisionModel):
         drop_rate: Dropout before the classifier.
         proj_drop_rate: Dropout after the stem, after attention projections and in MLPs.
         drop_path_rate: Drop-path rate of the last block, rising linearly from 0.
+        block: Function of (stage, block) that returns a class of blocks, called as `Block` is; None for `Block`.
 
     Raises:
         ValueError: If the lengths of `depths`, `dims`, `num_heads` and `mixers` differ, or a name is unknown.
@@ -113,7 +116,7 @@ class Pyramid(VisionModel):
         own_last_norm: bool = False,
         final_norm: bool = True,
         final_norm_layer: str = "layer",
-        head: str = "linear",
+        head: str | Callable[..., nn.Module] = "linear",
         norm_layer: str = "layer",
         norm_eps: float = 1e-5,
         input_scale: float | None | Sequence[float | None] = None,
@@ -122,6 +125,7 @@ class Pyramid(VisionModel):
         drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        block: BlockOf | None = None,
     ) -> None:
         super().__init__(in_chans, num_classes)
         stage_mixers = [mixers] * len(depths) if isinstance(mixers, str) else list(mixers)
@@ -146,8 +150,10 @@ class Pyramid(VisionModel):
             for j, (name, rate) in enumerate(zip(names[i], rates[i], strict=True)):
                 args = mixer_args(i, j) if callable(mixer_args) else (mixer_args or {})
                 mixer = None if name is None else create_mixer(name, dim, heads, proj_drop=proj_drop_rate, **args)
-                more = (norm_eps, post_norm, mlps[i], led[i], norm_sums, norm_layer, kept[i])
-                blocks.append(Block(dim, mixer, ratio, scales[i], proj_drop_rate, rate, *more))
+                more = {"norm_eps": norm_eps, "post_norm": post_norm, "mlp": mlps[i], "position": led[i],
+                        "norm_sums": norm_sums, "norm_layer": norm_layer, "input_scale": kept[i]}  # fmt: skip
+                make = Block if block is None else block(i, j)
+                blocks.append(make(dim, mixer, ratio, scales[i], proj_drop_rate, rate, **more))
             down = reducer(dim, dims[i + 1], **down_args[i]) if i + 1 < len(dims) else nn.Identity()
             position = ConditionalPosition(dim) if conditional_position else nn.Identity()
             norm = create_norm(norm_layer, dim, norm_eps) if stage_norms else nn.Identity()

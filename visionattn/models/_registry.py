@@ -20,7 +20,7 @@ from visionattn._files import replacing
 from visionattn.layers import GATES, attach, unknown
 
 from ._base import VisionModel
-from ._checkpoint import KeyMap, check_file, convert, read_checkpoint
+from ._checkpoint import AnyKeyMap, check_file, convert, read_checkpoint
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -138,7 +138,7 @@ class Family:
     license: str
     origin: str
     build: Callable[..., nn.Module]
-    key_maps: tuple[KeyMap, ...]
+    key_maps: tuple[AnyKeyMap, ...]
     records: str
     from_reference: Callable[[Mapping[str, Any]], nn.Module | None]
     first_conv: str = "stem.proj"
@@ -155,7 +155,8 @@ class Family:
 class ModelInfo:
     """What the registry knows of one model name; figures are the published ones.
 
-    `name` carries the tag of the weights that the figures belong to; `args` are the constructor arguments.
+    `name` carries the tag of the weights that the figures belong to; `args` are the constructor arguments; `library` is
+    the one that has the network, "visionattn" or "timm".
     """
 
     name: str
@@ -179,9 +180,12 @@ class ModelInfo:
     note: str | None
     dense: tuple[Dense, ...]
     args: Mapping[str, Any]
+    library: str = "visionattn"
 
 
 FAMILIES: dict[str, Family] = {}
+# Families whose networks are timm's: we read their authors' files and know what was published.
+SERVED: dict[str, Family] = {}
 _FAMILY_OF: dict[str, str] = {}
 _ARGS: dict[str, Mapping[str, Any]] = {}
 _WEIGHTS: dict[str, dict[str, Published]] = {}
@@ -223,6 +227,28 @@ def register(
         entry.__doc__ = f"{family.title}, {name}."
         register_model(entry)
         setattr(target, name, entry)
+
+
+def serve(family: Family, weights: Mapping[str, Published], dense: Mapping[str, Sequence[Dense]] | None = None) -> None:
+    """Adds a family of timm's to what is known, not to the zoo: its authors' files load, its figures are listed.
+
+    Args:
+        family: The family.
+        weights: Published weights by timm's `name.tag`.
+        dense: Published results of detectors and segmentors, likewise.
+    """
+    SERVED[family.name] = family
+    _DENSE.update({name: tuple(results) for name, results in (dense or {}).items()})
+    for key, row in weights.items():
+        name, tag = key.split(".", 1)
+        _FAMILY_OF[name], _ARGS[name] = family.name, {}
+        _WEIGHTS.setdefault(name, {})[tag] = row
+
+
+def family_of(name: str) -> Family | None:
+    """Family of a model of the zoo or of one that timm serves; None for any other name."""
+    found = _FAMILY_OF.get(name.split(".", 1)[0])
+    return None if found is None else FAMILIES.get(found) or SERVED[found]
 
 
 def _pretrained_cfg(family: Family, row: Published) -> dict[str, Any]:
@@ -298,9 +324,9 @@ def _convert_for(
 ) -> dict[str, Tensor]:
     """Converts, leaving to timm what timm adapts: a head of another class count and another number of channels."""
     cfg = model.pretrained_cfg
-    free = []
+    free: list[str] = []
     if features_only or model.num_classes != cfg["num_classes"]:
-        free.append(_head_of(model))
+        free.extend(_heads_of(model))
     if model.get_submodule(cfg["first_conv"]).weight.shape[1] != cfg["input_size"][0]:
         free.append(f"{cfg['first_conv']}.weight")
     return convert(state_dict, model, family.key_maps, free=free, source=source)
@@ -308,6 +334,8 @@ def _convert_for(
 
 def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Loads a file into a model of the zoo: our names or the authors', with or without wrappers and prefixes.
+
+    Models of timm whose authors' files have other names, such as LeViT, are taken too.
 
     Args:
         model: Model made by `create_model`, not wrapped for features.
@@ -326,7 +354,7 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
             "by create_model(..., pretrained=True, pretrained_cfg_overlay=dict(file=...))"
         )
     key_maps = [m for family in _families_of(model) for m in family.key_maps]
-    free = (_head_of(model),) if model.num_classes == 0 else ()
+    free = _heads_of(model) if model.num_classes == 0 else ()
     converted = convert(read_checkpoint(path), model, key_maps, free=free, source=str(path))
     model.load_state_dict(converted)
 
@@ -354,7 +382,8 @@ def convert_checkpoint(
     row = info(name)
     entries = read_checkpoint(path)
     model = create_model(name, num_classes=row.num_classes if num_classes is None else num_classes)
-    key_maps = FAMILIES[row.family].key_maps
+    known = family_of(name)
+    key_maps = () if known is None else known.key_maps
     model.load_state_dict(convert(entries, model, key_maps, resize=False, source=str(path)))
     tensors = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
     with replacing(output) as temporary:
@@ -366,15 +395,16 @@ def _name_of(model: nn.Module) -> str:
     return (getattr(model, "pretrained_cfg", None) or {}).get("architecture", "")
 
 
-def _head_of(model: nn.Module) -> str:
-    """Prefix of the names of the head's parameters."""
+def _heads_of(model: nn.Module) -> tuple[str, ...]:
+    """Prefixes of the names of the heads' parameters."""
     classifier = (getattr(model, "pretrained_cfg", None) or {}).get("classifier", Family.classifier)
-    return classifier.split(".", 1)[0] + "."
+    names = (classifier,) if isinstance(classifier, str) else classifier
+    return tuple(f"{name.split('.', 1)[0]}." for name in names)
 
 
 def _families_of(model: nn.Module) -> list[Family]:
-    name = _name_of(model)
-    return [FAMILIES[_FAMILY_OF[name]]] if name in _FAMILY_OF else list(FAMILIES.values())
+    known = family_of(_name_of(model))
+    return list(FAMILIES.values()) if known is None else [known]
 
 
 def create_model(name: str, gate: Mapping[str, Any] | None = None, **kwargs: Any) -> nn.Module:
@@ -405,14 +435,16 @@ def create_model(name: str, gate: Mapping[str, Any] | None = None, **kwargs: Any
     return model
 
 
-def list_models(pattern: str = "*", tags: bool = False) -> list[str]:
+def list_models(pattern: str = "*", tags: bool = False, served: bool = False) -> list[str]:
     """Names of the zoo that match a shell pattern, in order of registration.
 
     Args:
         pattern: Shell pattern; `va_` may be left out.
         tags: List `name.tag` for every set of weights instead of names.
+        served: List timm's own models too whose authors' files load.
     """
-    names = [f"{name}.{tag}" for name, rows in _WEIGHTS.items() for tag in rows] if tags else list(_WEIGHTS)
+    known = {name: rows for name, rows in _WEIGHTS.items() if served or _FAMILY_OF[name] in FAMILIES}
+    names = [f"{name}.{tag}" for name, rows in known.items() for tag in rows] if tags else list(known)
     return [n for n in names if fnmatch.fnmatch(n, pattern) or fnmatch.fnmatch(n, f"va_{pattern}")]
 
 
@@ -422,10 +454,8 @@ def dense_args(name: str) -> dict[str, Any]:
     Args:
         name: A model name, with or without a tag.
     """
-    architecture = name.split(".", 1)[0]
-    if architecture not in _FAMILY_OF:
-        return {}
-    patterns = FAMILIES[_FAMILY_OF[architecture]].dense_args
+    architecture, family = name.split(".", 1)[0], family_of(name)
+    patterns = {} if family is None else family.dense_args
     return {
         k: v for pattern, args in patterns.items() if fnmatch.fnmatch(architecture, pattern) for k, v in args.items()
     }
@@ -439,12 +469,12 @@ def info(name: str) -> ModelInfo:
     """
     architecture, _, tag = name.partition(".")
     if architecture not in _WEIGHTS:
-        raise ValueError(unknown("model", name, list_models()))
+        raise ValueError(unknown("model", name, list_models(served=True)))
     rows = _WEIGHTS[architecture]
     tag = tag or next(iter(rows))
     if tag not in rows:
         raise ValueError(unknown(f"tag of {architecture}", tag, rows))
-    row, family = rows[tag], FAMILIES[_FAMILY_OF[architecture]]
+    row, family = rows[tag], FAMILIES.get(_FAMILY_OF[architecture]) or SERVED[_FAMILY_OF[architecture]]
     return ModelInfo(
         name=f"{architecture}.{tag}",
         architecture=architecture,
@@ -467,4 +497,5 @@ def info(name: str) -> ModelInfo:
         note=row.note,
         dense=_DENSE.get(f"{architecture}.{tag}", ()),
         args={**_ARGS[architecture], **row.args},
+        library="visionattn" if family.name in FAMILIES else "timm",
     )

@@ -25,10 +25,12 @@ Usual = Callable[[int, int, Mapping[str, Any]], dict[str, Any]]
 
 BY_STAGE: dict[str, tuple[dict[str, Any], ...]] = {
     "spatial_reduction": tuple({"reduction": n} for n in (8, 4, 2, 1)),
+    "averaged": tuple({"reduction": n} for n in (8, 4, 2, 1)),
     "cross_shaped": tuple({"stripe_width": n} for n in (1, 2, 7, None)),
     "bilevel": tuple({"topk": n} for n in (1, 4, 16, 49)),
     "deformable": tuple({"stride": s, "num_groups": g} for s, g in ((8, 1), (4, 2), (2, 4), (1, 8))),
     "agent": tuple({"num_agents": n} for n in (9, 16, 49, 49)),
+    "content": tuple({"num_splits": n} for n in (6, 4, 2, 0)),
 }
 
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from visionattn import accelerate as accelerate_model
-from visionattn import create_model, info, list_models
-from visionattn.models import FAMILIES, Pyramid, VisionModel, convert, dense_args, read_checkpoint
+from visionattn import create_model, list_models
+from visionattn.models import Pyramid, VisionModel, convert, dense_args, family_of, read_checkpoint
 from visionattn.models._checkpoint import unwrap
 
 # What lets models of timm take images of any size.
@@ -281,7 +281,8 @@ def _load(model: Any, path: str | os.PathLike[str], free: Sequence[str]) -> None
         entries = rename(unwrap(entries, str(path)), model)
     heads = model.pretrained_cfg.get("classifier") or ()
     heads = [head.split(".", 1)[0] + "." for head in ((heads,) if isinstance(heads, str) else heads)]
-    key_maps = FAMILIES[info(name).family].key_maps if is_ours else ()
+    family = family_of(name)
+    key_maps = () if family is None else family.key_maps
     model.load_state_dict(convert(entries, model, key_maps, free=(*heads, *free), source=str(path)), strict=False)
 
 

@@ -29,6 +29,9 @@ class TimmClassifier(BaseModel):
         pretrained: Start from the published weights.
         label_smoothing: Weight that is spread over all classes.
         aux_weight: Weight of the loss of auxiliary logits, of a model that has them (`set_aux_training`); 0 for none.
+        branch_weight: Weight of how far the branches of a model that has some (`set_branch_training`) are from their
+            mean; negative pushes them apart, 0 learns their sum alone.
+        binary: Learn each class by itself (binary cross-entropy), instead of one among all.
         mixup: Arguments of `timm.data.Mixup` (`mixup_alpha`, `cutmix_alpha`, `prob`, …); None trains on images as
             they are.
         grad_checkpointing: Recompute blocks in the backward pass, in place of keeping what they computed.
@@ -38,7 +41,7 @@ class TimmClassifier(BaseModel):
 
     Raises:
         ValueError: The model's name is unknown, `label_smoothing` lies outside [0, 1), or the model cannot recompute
-            its blocks or has no auxiliary logits.
+            its blocks or has no auxiliary logits or branches.
     """
 
     def __init__(
@@ -54,17 +57,23 @@ class TimmClassifier(BaseModel):
         compile: bool | Mapping[str, Any] = False,
         data_preprocessor: dict | nn.Module | None = None,
         aux_weight: float = 0.0,
+        branch_weight: float = 0.0,
+        binary: bool = False,
     ) -> None:
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing={label_smoothing} must lie in [0, 1)")
         super().__init__(data_preprocessor)
         self.model = create_model(name, pretrained=pretrained, num_classes=num_classes, **(kwargs or {}))
-        self.label_smoothing, self.aux_weight = label_smoothing, aux_weight
-        if aux_weight:
-            network: Any = self.model
-            if not hasattr(network, "set_aux_training"):
-                raise ValueError(f"model.aux_weight={aux_weight}: {name} has no auxiliary logits; it must be 0")
-            network.set_aux_training()
+        self.label_smoothing, self.binary = label_smoothing, binary
+        self.aux_weight, self.branch_weight = aux_weight, branch_weight
+        for option, weight, method in (
+            ("aux_weight", aux_weight, "set_aux_training"),
+            ("branch_weight", branch_weight, "set_branch_training"),
+        ):
+            if weight and not hasattr(self.model, method):
+                raise ValueError(f"model.{option}={weight}: {name} has no such logits; it must be 0")
+            if weight:
+                getattr(self.model, method)()
         self.mixup = None
         if mixup is not None:
             self.mixup = Mixup(**mixup, num_classes=num_classes, label_smoothing=label_smoothing)
@@ -132,12 +141,36 @@ class TimmClassifier(BaseModel):
         return logits, {"loss_heads": 0.01 * torch.stack(imbalances).mean()} if imbalances else {}
 
     def _losses(self, output: Any, target: Tensor, **how: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The logits of a model's output, and the cross-entropies of them and of auxiliary ones."""
+        """The logits of a model's output, and the cross-entropies of them and of auxiliary ones or branches."""
         if isinstance(output, Tensor):
-            return output, {"loss": F.cross_entropy(output, target, **how)}
+            return output, {"loss": self._entropy(output, target, **how)}
+        if isinstance(output, list):
+            losses = {"loss": torch.stack([self._entropy(branch, target, **how) for branch in output]).sum()}
+            return torch.stack(output).sum(0), {**losses, "loss_branches": self.branch_weight * divergence(output)}
         logits, auxiliary = output
-        aux_loss = self.aux_weight * F.cross_entropy(auxiliary, target, **how)
-        return logits, {"loss": F.cross_entropy(logits, target, **how), "loss_aux": aux_loss}
+        losses = {"loss": self._entropy(logits, target, **how)}
+        return logits, {**losses, "loss_aux": self.aux_weight * self._entropy(auxiliary, target, **how)}
+
+    def _entropy(self, logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """Cross-entropy of logits `(B, classes)` and classes `(B,)` or their shares `(B, classes)`."""
+        if not self.binary:
+            return F.cross_entropy(logits, target, label_smoothing=label_smoothing)
+        if target.ndim == 1:
+            target = F.one_hot(target, logits.shape[1]) * (1 - label_smoothing) + label_smoothing / logits.shape[1]
+        return F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype))
+
+
+def divergence(branches: Sequence[Tensor]) -> Tensor:
+    """Sum of the divergences of branches' predictions from that of their mean, which is a constant.
+
+    Args:
+        branches: Logits `(B, classes)` of each; the divergence is averaged over images and classes.
+
+    Paper: Gramian Attention Heads are Strong yet Efficient Vision Learners, arXiv 2310.16483.
+    """
+    mean = torch.stack(list(branches)).mean(0).detach().log_softmax(1)
+    each = [F.kl_div(logits.log_softmax(1), mean, reduction="none", log_target=True) for logits in branches]
+    return torch.stack(each).mean((1, 2)).sum()
 
 
 @METRICS.register_module()

@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
+"""va_boat_cswin_small trained for 300 epochs on ImageNet-1K, 224x224.
+
+visionattn train imagenet/boat/boat-cswin-small_300e --data DIR
+"""
+
+_base_ = "./_cswin.py"
+
+model = dict(name="va_boat_cswin_small")

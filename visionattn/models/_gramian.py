@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The host of Gramian attention heads: a pyramid whose maps come together at the third stage's resolution."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from timm.layers import DropPath, SEModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from visionattn.layers import BatchNorm, average_cells, init_linear
+
+from ._base import drop_path_rates
+from ._pyramid import Pyramid, Stage
+
+
+class ExcitedBottleneck(nn.Module):
+    """Residual bottleneck of convolutions, its inner channels weighed by squeeze and excitation.
+
+    Args:
+        dim: Channels of the map.
+        out_dim: Channels of the result, four times the inner ones.
+        drop_path: Probability that a sample skips the branch in training.
+
+    Paper: Squeeze-and-Excitation Networks, arXiv 1709.01507.
+    """
+
+    def __init__(self, dim: int, out_dim: int, drop_path: float = 0.0) -> None:
+        super().__init__()
+        width = out_dim // 4
+        self.shortcut = nn.Sequential(nn.Conv2d(dim, out_dim, 1), BatchNorm(out_dim))
+        self.conv1, self.norm1 = nn.Conv2d(dim, width, 1, bias=False), BatchNorm(width)
+        self.conv2, self.norm2 = nn.Conv2d(width, width, 3, padding=1, bias=False), BatchNorm(width)
+        self.se = SEModule(width, rd_ratio=1 / 4, rd_divisor=8)
+        self.conv3, self.norm3 = nn.Conv2d(width, out_dim, 1, bias=False), BatchNorm(out_dim)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `(B, H, W, dim)` to `(B, H, W, out_dim)`."""
+        x = x.permute(0, 3, 1, 2)
+        out = F.relu(self.norm1(self.conv1(x)))
+        out = self.se(F.relu(self.norm2(self.conv2(out))))
+        out = F.relu(self.shortcut(x) + self.drop_path(self.norm3(self.conv3(out))))
+        return out.permute(0, 2, 3, 1)
+
+
+class JoinedPyramid(Pyramid):
+    """Pyramid of four stages whose head reads maps of all of them, joined at the third stage's resolution.
+
+    The first two stages' maps are averaged, the last one's is resized bilinearly, and some maps from within the third
+    stage come along.
+
+    Args:
+        depths: Blocks of each of the four stages.
+        dims: Channels of each stage; the joined map has as many as the last.
+        num_heads: Heads of each stage's mixer.
+        inner_maps: Maps from within the third stage, evenly spread over its blocks.
+        joint: Makes what joins the concatenated maps, from `(channels, out_channels, drop_path)`.
+        global_pool: Pooling of the head.
+        drop_rate: Dropout before the classifier.
+        drop_path_rate: Drop-path rate of the last block and of what follows, rising linearly from 0.
+        head: Makes the head from `(channels, classes, pooling, drop rate)` and `drop_path`.
+        **kwargs: Of `Pyramid`.
+
+    Raises:
+        ValueError: If there are not four stages, or `inner_maps` is not less than the third stage's blocks.
+
+    Paper: Gramian Attention Heads are Strong yet Efficient Vision Learners, arXiv 2310.16483.
+    """
+
+    def __init__(
+        self,
+        depths: Sequence[int],
+        dims: Sequence[int],
+        num_heads: Sequence[int],
+        inner_maps: int,
+        joint: Callable[[int, int, float], nn.Module],
+        head: Callable[..., nn.Module],
+        global_pool: str = "gram",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        if len(depths) != 4:
+            raise ValueError(f"depths={tuple(depths)} must have four entries, one for each stage")
+        if not 0 <= inner_maps < depths[2]:
+            raise ValueError(f"inner_maps={inner_maps} must be less than the third stage's {depths[2]} blocks")
+        super().__init__(
+            depths, dims, num_heads, global_pool="", drop_path_rate=drop_path_rate, final_norm=False,
+            own_last_norm=True, **kwargs,
+        )  # fmt: skip
+        self.inner_maps, self.every = inner_maps, depths[2] // (inner_maps + 1)
+        rate = drop_path_rates(drop_path_rate, depths)[-1][-1]
+        self.joint: nn.Module | None = joint(sum(dims) + inner_maps * dims[2], dims[-1], rate)
+        self._add_head(dims[-1], global_pool, drop_rate, lambda *args: head(*args, drop_path=rate))
+        for part in (self.joint, self.head):
+            part.apply(init_linear)
+
+    def set_branch_training(self, enable: bool = True) -> None:
+        """Whether the model returns a list of each token's logits in training, not their sum."""
+        self.head.trains_branches = enable
+
+    def _walk(self, x: Tensor, take: Sequence[int], last: int) -> tuple[Tensor, dict[int, Tensor]]:
+        x = self.embed(x)
+        maps: list[Tensor] = []
+        inner: list[Tensor] = []
+        for i, level in enumerate(self.levels[: last + 1]):
+            if i > 0:
+                x = self.advance(i - 1, x)
+            for number, block in enumerate(cast(Stage, level).blocks, 1):
+                x = self.run_block(block, x)
+                if i == 2 and number % self.every == 0 and len(inner) < self.inner_maps:
+                    inner.append(x)
+            maps.append(x)
+        taken = {i: maps[i] for i in take}
+        if self.joint is None or last < 3:
+            return x, taken
+        return self.joint(_joined(maps, inner)), taken
+
+    def _end_at(self, level: int) -> None:
+        self.joint = None
+        self.stages[level].down = nn.Identity()
+        pool = "avg" if self.head.pool_type == "gram" else self.head.pool_type
+        self._add_head(self.feature_info[level]["num_chs"], pool, self.head.drop.p)
+
+    def _drop_final_norm(self, take: Sequence[int]) -> None:
+        self.joint = None  # like a final norm, it is the classifier's alone
+
+
+def _joined(maps: Sequence[Tensor], inner: Sequence[Tensor]) -> Tensor:
+    """Maps of four stages, and those from within the third, side by side at the third's resolution."""
+    size = (maps[2].shape[1], maps[2].shape[2])
+    fine = [average_cells(x, size) for x in maps[:2]]
+    coarse = F.interpolate(maps[3].permute(0, 3, 1, 2), size, mode="bilinear", align_corners=False)
+    return torch.cat([*fine, *inner, maps[2], coarse.permute(0, 2, 3, 1)], -1)
