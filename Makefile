@@ -6,6 +6,7 @@ BASE_PYTHON ?= python3
 EXTRAS ?= dev,train,detection,segmentation,export,viz
 DEMO_DIR ?= work_dirs/demo
 DEMO_ARGS ?=
+STUDY_ARGS ?=
 PYTEST_ARGS ?=
 GPU_CHECK_ARGS ?=
 
@@ -18,7 +19,7 @@ READY := $(VENV)/.visionattn-installed
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-detection demo-segmentation test lint format bench gpu-check clean
+.PHONY: help venv demo demo-detection demo-segmentation study test lint format bench gpu-check clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -43,6 +44,9 @@ demo-detection: $(READY) ## train a Mask R-CNN, evaluate it again, draw boxes an
 
 demo-segmentation: $(READY) ## train an UPerNet, evaluate it again, draw class maps: minutes on two cores
 	$(PYTHON) tools/demo_dense.py segmentation $(DEMO_ARGS)
+
+study: $(READY) ## train and measure every token mixer: a table and a plot, under half an hour on two cores (STUDY_ARGS)
+	$(PYTHON) -m visionattn.cli study builtin/mixers -o work_dirs/study --processes 2 $(STUDY_ARGS)
 
 test: $(READY) ## the default tests
 	$(PYTHON) -m pytest $(PYTEST_ARGS)

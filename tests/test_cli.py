@@ -172,7 +172,7 @@ def test_the_zoo_is_listed_as_table_json_and_markdown():
     assert json.loads(json.dumps(dataclasses.asdict(info(names[0])), default=dict)) == models[0]
     markdown = call("zoo", "va_nat_*", "--markdown").stdout.splitlines()
     assert len(markdown) == 2 + len(list_models("va_nat_*", tags=True))
-    assert all(line.count("|") == len(cli.ZOO_COLUMNS) + 1 for line in markdown)
+    assert all(line.count("|") == len(cli.listing.ZOO_COLUMNS) + 1 for line in markdown)
     assert call("zoo").exit_code == 0
 
 
@@ -212,8 +212,8 @@ def test_doctor_names_versions_backends_and_what_is_missing(monkeypatch):
     import timm
     import torch
 
-    find = cli.importlib.util.find_spec
-    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find(name))
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find(name))
     output = call("doctor").stdout
     assert torch.__version__.split("+")[0] in output
     assert timm.__version__ in output
@@ -238,7 +238,7 @@ def test_every_builtin_config_builds_and_has_a_docstring_with_its_command():
             if importlib.util.find_spec(SCOPES[task]) is not None:
                 assert not dense.load_model(cfg).training
             continue
-        model = MODELS.build(cfg.model)
+        model = MODELS.build(cfg.model).eval()
         if cfg.train_dataloader.dataset.type == "DigitsDataset":
             sample = DATASETS.build(cfg.train_dataloader.dataset)[0]
             assert model(sample["inputs"][None]).shape == (1, 10)

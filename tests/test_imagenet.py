@@ -14,7 +14,7 @@ from PIL import Image
 from timm.data import ImageNetInfo, create_transform, resolve_data_config
 
 import visionattn
-from visionattn import cli, imagenet
+from visionattn import cli, imagenet, imagenet_sets
 
 typer_testing = pytest.importorskip("typer.testing")
 
@@ -121,7 +121,7 @@ def test_numbered_folders_are_class_numbers(tmp_path):
 
 @pytest.mark.parametrize("subset", ["a", "r"])
 def test_imagenet_a_and_r_are_predicted_among_their_200_classes(tmp_path, subset):
-    synsets = imagenet._lines(f"imagenet_{subset}_synsets.txt")
+    synsets = imagenet_sets._lines(f"imagenet_{subset}_synsets.txt")
     assert len(synsets) == 200
     for i, synset in enumerate(synsets):
         write_grey(tmp_path / synset / "a.png", i)

@@ -16,7 +16,8 @@ ROOT = Path(visionattn.__file__).parent
 EXTRAS = ("mmengine", "mmdet", "mmseg", "mmcv", "albumentations", "cv2", "onnx", "onnxscript", "onnxruntime",
           "matplotlib", "sklearn", "skimage", "transformers", "typer", "rich")  # fmt: skip
 # Each part may import those before it (and itself); `data`, `export`, `viz` and `openmmlab` are on one level.
-OUTER = {"_files", "_index", "kernels", "layers", "models", "acceleration", "data", "export", "viz", "openmmlab"}
+OUTER = {"_files", "_index", "kernels", "layers", "models", "acceleration", "data", "export", "viz", "openmmlab",
+         "explanation"}  # fmt: skip
 MAY_IMPORT = {
     "_files": set(),
     "_index": {"_files"},
@@ -26,15 +27,18 @@ MAY_IMPORT = {
     "models": {"_files", "_index", "kernels", "layers"},
     "acceleration": {"kernels", "layers", "models"},
     "data": {"_files", "models", ""},
-    "export": {"_files", "models", ""},
-    "viz": {"_files", "models", "data", ""},
-    "openmmlab": OUTER | {""},
+    "export": {"_files", "layers", "models", ""},
+    "explanation": {"kernels", "layers"},
+    "viz": {"_files", "models", "data", "explanation", ""},
+    "openmmlab": OUTER | {"benchmarking", "_memory", ""},
     "benchmarking": {"_files", "layers", "models", "acceleration", ""},
-    "imagenet": {"_files", "layers", "models", ""},
+    "imagenet": {"_files", "imagenet_sets", "layers", "models", ""},
+    "imagenet_sets": {"data"},
     "_timing": set(),
+    "_memory": set(),
     "tuning": {"_files", "_timing", "kernels", "acceleration", "benchmarking"},
     "cli": OUTER | {"benchmarking", "imagenet", "tuning", ""},
-    "": {"models", "acceleration"},
+    "": {"models", "acceleration", "explanation"},
 }
 
 
@@ -94,12 +98,13 @@ print(json.dumps([middle - start, time.process_time() - middle]))
 
 def test_public_names_are_the_documented_ones():
     assert set(visionattn.__all__) == {
-        "ModelInfo", "__version__", "accelerate", "create_model", "info", "list_models", "load_checkpoint"}  # fmt: skip
+        "ModelInfo", "__version__", "accelerate", "create_model", "explain", "info", "list_models",
+        "load_checkpoint"}  # fmt: skip
     assert set(kernels.__all__) == {
-        "LocalPattern", "agent_attention", "aggregated_attention", "available_backends", "deformable_attention",
-        "dynamic_convolution", "explain", "focused_linear_attention", "halo_attention", "indexed_attention",
-        "inline_attention", "local_attention", "ms_deform_attn", "neighborhood_attention", "relative_attention",
-        "routed_attention", "sample_points", "selected_attention", "selective_scan", "use_backend",
-        "window_attention"}  # fmt: skip
+        "LocalPattern", "agent_attention", "aggregated_attention", "available_backends", "clustered_attention",
+        "deformable_attention", "dynamic_convolution", "explain", "flow_attention", "focused_linear_attention",
+        "halo_attention", "indexed_attention", "inline_attention", "local_attention", "ms_deform_attn",
+        "neighborhood_attention", "relative_attention", "routed_attention", "sample_points", "selected_attention",
+        "selective_scan", "use_backend", "window_attention"}  # fmt: skip
     for module in (visionattn, kernels):
         assert all(hasattr(module, name) for name in module.__all__)

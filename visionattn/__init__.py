@@ -8,18 +8,28 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .acceleration import accelerate
+    from .explanation import explain
     from .models import ModelInfo, create_model, info, list_models, load_checkpoint
 
 __version__ = "0.1.0"
 
-__all__ = ["ModelInfo", "__version__", "accelerate", "create_model", "info", "list_models", "load_checkpoint"]
+__all__ = [
+    "ModelInfo",
+    "__version__",
+    "accelerate",
+    "create_model",
+    "explain",
+    "info",
+    "list_models",
+    "load_checkpoint",
+]
 
 
 def __getattr__(name: str) -> Any:
     """Public names, imported when they are asked for."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = ".acceleration" if name == "accelerate" else ".models"
+    module = {"accelerate": ".acceleration", "explain": ".explanation"}.get(name, ".models")
     return getattr(importlib.import_module(module, __name__), name)
 
 

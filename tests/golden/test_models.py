@@ -86,6 +86,8 @@ def loaded(record):
     """Family and the model with the record's weights; the key map accounts for every entry and every parameter."""
     family, model = build_on_meta(record)
     entries = records.state_dict(record, constants=True)
+    for name in [name for name in entries if name.endswith(".one_channel")]:  # the one that counts has its first value
+        entries[name] += len(entries[name.replace("one_channel", "conv.weight")]) // 4
     model.load_state_dict(convert(entries, model, family.key_maps), strict=True, assign=True)
     return family, model.eval()
 

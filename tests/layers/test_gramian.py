@@ -8,6 +8,7 @@ from torch.nn import functional as F
 import visionattn
 from visionattn.layers import GramianHead, GramianToken
 from visionattn.layers.gramian import ClassAttention, GroupedMlp, upper_triangle
+from visionattn.models._gramian import ga_cswin
 
 MICRO = {"depths": (1, 1, 4, 1), "dims": (8, 16, 24, 32), "gram_dim": 16, "branches": 2, "inner_maps": 1}
 
@@ -91,7 +92,7 @@ def test_bad_arguments_are_named(args, message):
 
 def test_cswin_hosts_take_any_size():
     args = {"stripe_widths": (1, 2, 3, 3, 3), "num_heads": (2, 2, 4, 4, 4), "gram_dim": 48, "num_classes": 7}
-    model = visionattn.models.gramian.ga_cswin((1, 1, 3, 1), (8, 16, 24, 32), inner_maps=1, branches=2, **args).eval()
+    model = ga_cswin((1, 1, 3, 1), (8, 16, 24, 32), inner_maps=1, branches=2, **args).eval()
     assert model(torch.randn(2, 3, 75, 61)).shape == (2, 7)
 
 

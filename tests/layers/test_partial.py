@@ -8,7 +8,7 @@ import torch
 
 from visionattn.layers import DistanceAttention, NestedBlock, create_mixer
 from visionattn.layers.distance import distance_buckets
-from visionattn.layers.partial import PartialSpatialGate, StatisticsGate
+from visionattn.layers.partial import DynamicPartialConvolution, PartialSpatialGate, StatisticsGate
 
 
 def redrawn(layer):
@@ -147,3 +147,23 @@ def test_bad_arguments_are_named(name, args, message):
 def test_options_that_the_nested_block_lacks_are_refused():
     with pytest.raises(ValueError, match="post_norm=True is no option"):
         NestedBlock(8, create_mixer("partial_conv", 8, 1), post_norm=True)
+
+
+def test_training_chooses_how_many_channels_are_convolved():
+    layer = redrawn(DynamicPartialConvolution(8)).train()
+    x = torch.randn(2, 5, 4, 8, dtype=torch.float64)
+    with torch.no_grad():
+        layer.gate.copy_(torch.tensor([0.3, -0.2, 1.5]))
+    ones, eye = torch.ones(2, 2, dtype=torch.float64), torch.eye(2, dtype=torch.float64)
+    mask = torch.kron(torch.kron(ones, eye), ones)
+    weight = layer.conv.weight * mask[:, :, None, None]
+    expected = torch.nn.functional.conv2d(x.permute(0, 3, 1, 2), weight, padding=1).permute(0, 2, 3, 1)
+    out = layer(x)
+    assert torch.allclose(out, expected, rtol=1e-12) and layer.convolved == 4
+    out.square().sum().backward()
+    assert (layer.gate.grad[:2] != 0).all() and layer.gate.grad[2] == 0
+    kept = layer.eval()(x)
+    corner = torch.nn.functional.conv2d(x[..., :4].permute(0, 3, 1, 2), layer.conv.weight[:4, :4], padding=1)
+    assert torch.equal(kept[..., 4:], x[..., 4:]) and torch.allclose(kept[..., :4], corner.permute(0, 2, 3, 1))
+    with pytest.raises(ValueError, match="dim=12 must be a power of 2"):
+        DynamicPartialConvolution(12)

@@ -13,7 +13,7 @@ import visionattn
 from visionattn.cli import app
 from visionattn.models import SERVED, convert, convert_checkpoint
 from visionattn.models._card import card
-from visionattn.models.served import levit_names
+from visionattn.models.levit import levit_names
 
 PAGE = Path(__file__).parents[2] / "docs" / "models" / "timm.md"
 SHVIT = dict(embed_dim=(16, 24, 32), partial_dim=(4, 6, 8), depth=(1, 1, 1), types=("i", "s", "s"))

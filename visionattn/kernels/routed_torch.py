@@ -74,7 +74,14 @@ def _region_size(x: Tensor, grid: tuple[int, int]) -> tuple[int, int]:
 
 def _place(region: Tensor, pixel: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Row and column in the map of a pixel of a region, by their indices."""
-    return region // grid[1] * size[0] + pixel // size[1], region % grid[1] * size[1] + pixel % size[1]
+    (above, left), (row, column) = _divide(region, grid[1]), _divide(pixel, size[1])
+    return above * size[0] + row, left * size[1] + column
+
+
+def _divide(position: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Quotient and remainder; the latter so, since ONNX has no remainder by a size that is free."""
+    quotient = position // side
+    return quotient, position - quotient * side
 
 
 def _symbolic(
@@ -91,17 +98,19 @@ def _symbolic(
     each = size[0] * size[1]
     key = torch.arange(routes.shape[2] * each, device=q.device)
     image = torch.arange(q.shape[0], device=q.device)[:, None, None]
-    rows, columns = _place(routes.index_select(2, key // each), key % each, grid, size)
+    route, pixel = _divide(key, each)
+    rows, columns = _place(routes.index_select(2, route), pixel, grid, size)
     k, v = k[image, rows, columns], v[image, rows, columns]  # (B, regions, keys, h, ·)
     if route_weights is not None:
-        factors = route_weights.to(q.dtype).index_select(2, key // each)[..., None, None]
+        factors = route_weights.to(q.dtype).index_select(2, route)[..., None, None]
         k, v = k * factors, v * factors
-    tokens = (x.transpose(2, 3) for x in (regions_of(q, grid), k, v))
-    out = F.scaled_dot_product_attention(*tokens, scale=scale).transpose(2, 3)
+    # ONNX knows the fused attention of four axes. Merging axes of other strides would tie a trace to a batch of many.
+    tokens = (x.transpose(2, 3).contiguous().flatten(0, 1) for x in (regions_of(q, grid), k, v))
+    out = F.scaled_dot_product_attention(*tokens, scale=scale).unflatten(0, (-1, routes.shape[1])).transpose(2, 3)
     size = _region_size(q, grid)
-    row, column = (torch.arange(side, device=q.device) for side in q.shape[1:3])
-    region = (row // size[0] * grid[1])[:, None] + column // size[1]
-    return out[:, region, (row % size[0] * size[1])[:, None] + column % size[1]]
+    positions = (torch.arange(side, device=q.device) for side in q.shape[1:3])
+    (above, row), (left, column) = (_divide(*pair) for pair in zip(positions, size, strict=True))
+    return out[:, (above * grid[1])[:, None] + left, (row * size[1])[:, None] + column]
 
 
 def attend(x: Regions, scale: float) -> Tensor:

@@ -161,6 +161,66 @@ class PartialSelfAttention(PartialConvolution):
         return self.attention(self.norm(rest))
 
 
+class DynamicPartialConvolution(nn.Module):
+    """A dense convolution of so many of the first channels as training chose; the others stay as they are.
+
+    In training all channels are convolved, in groups whose number gates decide: the mask of the weights is a Kronecker
+    product of a 2x2 matrix for each gate, all ones where the gate is above 0, the identity elsewhere. Each identity
+    halves the channels that are convolved afterwards, in evaluation, by the first group's weights.
+
+    Args:
+        dim: Channels of the map, a power of 2 and at least 4.
+        num_heads: Not used; there, since all mixers take it.
+        kernel_size: Side of the convolution, odd.
+        proj_drop: Dropout of the result.
+
+    Raises:
+        ValueError: If `dim` is no power of 2, or `kernel_size` is even.
+
+    Paper: Partial Channel Network: Compute Fewer, Perform Better, arXiv 2502.01303.
+    """
+
+    cost = "O(N)"
+
+    def __init__(self, dim: int, num_heads: int = 1, kernel_size: int = 3, proj_drop: float = 0.0) -> None:
+        super().__init__()
+        if dim < 4 or dim & (dim - 1):
+            raise ValueError(f"dim={dim} must be a power of 2, at least 4")
+        check_odd("kernel_size", kernel_size)
+        self.gate = nn.Parameter(torch.full((dim.bit_length() - 1,), 0.5))
+        with torch.no_grad():
+            self.gate[:2] = -0.5  # a quarter
+        self.conv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, bias=False)
+        self.register_buffer("convolved", torch.tensor(dim // 4, dtype=torch.int32))
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mixes `(B, H, W, C)`, any H, W >= 1."""
+        planes = x.permute(0, 3, 1, 2)
+        if self.training:
+            return self.proj_drop(self._convolve(planes, self.grouping()[:, :, None, None]))
+        # By a mask, since traces know no widths that depend on data.
+        inside = torch.arange(x.shape[-1], device=x.device) < self.convolved
+        corner = (inside[:, None] & inside)[:, :, None, None].to(x.dtype)
+        return torch.where(inside, self._convolve(planes, corner), x)
+
+    def _convolve(self, planes: Tensor, mask: Tensor) -> Tensor:
+        weight = self.conv.weight * mask.to(self.conv.weight.dtype)
+        return F.conv2d(planes, weight, padding=self.conv.padding).permute(0, 2, 3, 1)  # type: ignore[arg-type]
+
+    def grouping(self) -> Tensor:
+        """Mask `(C, C)` of the weights as the gates have it, whose gradients reach gates between -1 and 1."""
+        chosen = (self.gate > 0).to(self.gate.dtype)
+        slope = self.gate.clamp(-1, 1) / 2
+        chosen = chosen + slope - slope.detach()
+        with torch.no_grad():
+            self.convolved.copy_(2 ** (self.gate > 0).sum())
+        identity, mask = torch.eye(2).to(chosen), torch.ones(1, 1).to(chosen)
+        for share in chosen.unbind():
+            mask = torch.kron(mask, share + (1 - share) * identity)
+        return mask
+
+
 class PartialSpatialGate(nn.Module):
     """Weighs the pixels of the first half of the channels, and mixes the channels of the second.
 

@@ -4,171 +4,17 @@
 Paper: Gramian Attention Heads are Strong yet Efficient Vision Learners, arXiv 2310.16483.
 """
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
-
-from visionattn.layers import (
-    Block,
-    CrossShapedAttention,
-    GramianHead,
-    GramianToken,
-    NestedBlock,
-    create_mixer,
-    init_conv,
-)
+from torch import Tensor
 
 from ._checkpoint import KeyMap, pointwise, to_stage
-from ._gramian import ExcitedBottleneck, JoinedPyramid
+from ._gramian import JoinedPyramid, ga
 from ._registry import Family, Paper, Published, register
 from .cswin import KEYS as CSWIN_KEYS
-from .cswin import cswin_args
 
 PAPER = Paper("Gramian Attention Heads are Strong yet Efficient Vision Learners", "2310.16483")
-
-
-def ga_convnext(
-    depths: Sequence[int] = (3, 3, 9, 3),
-    dims: Sequence[int] = (96, 192, 384, 688),
-    attn_dim: int = 168,
-    gram_dim: int = 192,
-    branches: int = 5,
-    inner_maps: int = 2,
-    embedding_groups: int = 8,
-    gram_layer: bool = True,
-    layer_scale: float = 1e-6,
-    mixers: str | Sequence[str | Sequence[str]] = "depthwise",
-    num_heads: Sequence[int] = (1, 1, 1, 1),
-    **kwargs: Any,
-) -> JoinedPyramid:
-    """ConvNeXt with Gramian attention heads.
-
-    Args:
-        depths: Blocks of each stage.
-        dims: Channels of each stage.
-        attn_dim: Channels of the heads' queries, keys and values.
-        gram_dim: Channels whose products make a class token.
-        branches: Number of heads.
-        inner_maps: Maps from within the third stage that the heads read.
-        embedding_groups: Groups of the layer that makes a token of the products.
-        gram_layer: Whether a block comes before the products.
-        layer_scale: Initial value of per-channel factors on the branches of blocks.
-        mixers: Other token mixers, as `Pyramid` takes them.
-        num_heads: Heads of other token mixers.
-        **kwargs: Of `JoinedPyramid`.
-    """
-
-    def layer(dim: int, drop_path: float) -> nn.Module:
-        mixer = create_mixer("depthwise", dim, 1)
-        return NestedBlock(dim, mixer, layer_scale=layer_scale, drop_path=drop_path, norm_eps=1e-6)
-
-    token = {"gram_dim": gram_dim, "attn_dim": attn_dim, "embedding_groups": embedding_groups,
-             "layer": layer if gram_layer else None}  # fmt: skip
-    model = JoinedPyramid(
-        depths,
-        dims,
-        num_heads,
-        inner_maps,
-        ExcitedBottleneck,
-        partial(_head, token, branches),
-        stem="patch",
-        stem_args={"drop_ragged": True, "norm_eps": 1e-6},
-        downsample="patch",
-        downsample_args={"norm_first": True, "norm_eps": 1e-6},
-        mixers=mixers,
-        layer_scale=layer_scale,
-        block=lambda stage, block: NestedBlock,
-        norm_eps=1e-6,
-        **kwargs,
-    )
-    model.apply(init_conv)
-    return model
-
-
-def ga_cswin(
-    depths: Sequence[int] = (1, 2, 21, 1),
-    dims: Sequence[int] = (64, 128, 256, 512),
-    num_heads: Sequence[int] = (2, 4, 8, 16, 16),
-    stripe_widths: Sequence[int] = (1, 2, 7, 7, 7),
-    img_size: int = 224,
-    gram_dim: int = 192,
-    branches: int = 5,
-    inner_maps: int = 4,
-    gram_layer: bool = True,
-    bottleneck: bool = False,
-    deep_stem: bool = True,
-    joint_mlp: str = "mlp",
-    gram_mlp: str = "mlp",
-    token_mlp_groups: int = 2,
-    **kwargs: Any,
-) -> JoinedPyramid:
-    """CSWin Transformer with Gramian attention heads.
-
-    Args:
-        depths: Blocks of each stage.
-        dims: Channels of each stage.
-        num_heads: Heads of each stage, and of the block that joins their maps.
-        stripe_widths: Pixels across the stripes of each stage, and of the blocks at the heads.
-        img_size: Side of the images that stripes are made for; images of other sizes are taken too.
-        gram_dim: Channels whose products make a class token.
-        branches: Number of heads.
-        inner_maps: Maps from within the third stage that the heads read.
-        gram_layer: Whether a block comes before the products.
-        bottleneck: Whether maps are joined by a convolutional bottleneck instead of a block.
-        deep_stem: Whether the stem has three convolutions instead of one.
-        joint_mlp: Name of the MLP of the block that joins the maps, one of `visionattn.layers.MLPS`.
-        gram_mlp: Name of the MLP of the block before the products.
-        token_mlp_groups: Groups of the class tokens' MLPs.
-        **kwargs: Of `JoinedPyramid`.
-    """
-    width = stripe_widths[4]
-
-    def joint(dim: int, out_dim: int, drop_path: float) -> nn.Module:
-        if bottleneck:
-            return ExcitedBottleneck(dim, out_dim, drop_path)
-        block = Block(out_dim, CrossShapedAttention(out_dim, num_heads[4], width), mlp=joint_mlp, drop_path=drop_path)
-        return nn.Sequential(nn.Linear(dim, out_dim), nn.LayerNorm(out_dim), block)
-
-    def layer(dim: int, drop_path: float) -> nn.Module:
-        return Block(dim, CrossShapedAttention(dim, 6, width), mlp=gram_mlp, drop_path=drop_path)
-
-    token = {"gram_dim": gram_dim, "attn_dim": dims[-1] // 4, "contraction_groups": 8, "mlp_groups": token_mlp_groups,
-             "layer": layer if gram_layer else None}  # fmt: skip
-    return JoinedPyramid(
-        depths,
-        dims,
-        num_heads[:4],
-        inner_maps,
-        joint,
-        partial(_head, token, branches),
-        stem="deep" if deep_stem else "overlap",
-        stem_args={} if deep_stem else {"padding": 2},
-        downsample="conv",
-        downsample_args={"bias": True},
-        mixers="cross_shaped",
-        mixer_args=lambda stage, block: cswin_args(stripe_widths[:4], img_size, stage),
-        **kwargs,
-    )
-
-
-def _head(token: Mapping[str, Any], branches: int, *args: Any, drop_path: float) -> GramianHead:
-    return GramianHead(*args, token=partial(GramianToken, drop_path=drop_path, **token), branches=branches)
-
-
-def ga(host: str = "convnext", **kwargs: Any) -> JoinedPyramid:
-    """Gramian attention heads over `host`, "convnext" or "cswin"; arguments as `ga_convnext` and `ga_cswin` take them.
-
-    Raises:
-        ValueError: If there is no such host.
-    """
-    if host not in HOSTS:
-        raise ValueError(f"host={host!r} must be one of {tuple(HOSTS)}")
-    return HOSTS[host](**kwargs)
-
-
-HOSTS = {"convnext": ga_convnext, "cswin": ga_cswin}
 
 
 HEAD = (

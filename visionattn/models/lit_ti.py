@@ -112,7 +112,7 @@ WEIGHTS = {
     )
 }  # fmt: skip
 RESULTS = (Dense("RetinaNet 1x", 41.6), Dense("Mask R-CNN 1x", 42.0, 39.1), Dense("Semantic FPN 80k", miou=41.3))
-MICRO = {"depths": (1, 1, 2, 1), "dims": (16, 32, 40, 64), "img_size": 64}
+MICRO = {"depths": [1, 1, 2, 1], "dims": [16, 32, 40, 64], "img_size": 64}
 LIT_TI = Family(
     "lit_ti", "LIT-Ti", (PAPER_V1,), "apache-2.0", "https://github.com/ziplab/LIT", lit_ti, KEY_MAPS, "lit",
     _from_reference, micros={"va_lit_ti": MICRO}, dense_args={"*": DENSE},

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """PartialNet: a quarter of the channels is convolved, the others are weighed by a gate, in the last stage by attention.
 
-ConvNeXt with the same in place of its depth-wise convolutions is here too.
-
 Paper: Partial Channel Network: Compute Fewer, Perform Better, arXiv 2502.01303.
 """
 
@@ -15,7 +13,7 @@ from torch import Tensor
 
 from visionattn.layers import NestedBlock, PooledMlpHead, init_conv
 
-from ._checkpoint import KeyMap, pointwise, to_stage
+from ._checkpoint import KeyMap, pointwise
 from ._pyramid import MixerArgs, Pyramid
 from ._registry import Family, Paper, Published, register
 
@@ -30,6 +28,7 @@ def partialnet(
     num_heads: Sequence[int] = (1, 1, 1, 4),
     act: str = "relu",
     attention: bool = True,
+    dynamic: bool = False,
     spatial_gate: bool = False,
     divisor: int = 4,
     mlp_ratio: float = 2.0,
@@ -47,6 +46,7 @@ def partialnet(
         num_heads: Heads of each stage; of the authors' mixers the last stage's alone has some.
         act: Activation of MLPs and head, "relu" or "gelu".
         attention: Whether channels that are not convolved are weighed and attended to, or left alone.
+        dynamic: Whether training chooses how many channels are convolved, in place of all that attends.
         spatial_gate: Whether MLPs end in a gate for pixels.
         divisor: Parts of the channels, of which one is convolved.
         mlp_ratio: Hidden width of the MLPs over the channels.
@@ -62,6 +62,8 @@ def partialnet(
     if act not in ("relu", "gelu"):
         raise ValueError(f"act={act!r} must be 'relu' or 'gelu'")
     last = len(depths) - 1
+    if dynamic and mixers is None:
+        mixers, mixer_args = "partial_dynamic", {}
     model = Pyramid(
         depths,
         [embed_dim * 2**i for i in range(len(depths))],
@@ -70,8 +72,8 @@ def partialnet(
         stem_args={"norm_layer": "batch", "drop_ragged": True, "bias": False},
         downsample="patch",
         downsample_args={"norm_layer": "batch", "bias": False},
-        mixers=mixers or _mixers(len(depths), attention),
-        mixer_args=_mixer_args(last, attention, attn_drop, divisor=divisor) if mixers is None else mixer_args,
+        mixers=mixers or mixers_of(len(depths), attention),
+        mixer_args=mixer_args_of(last, attention, attn_drop, divisor=divisor) if mixers is None else mixer_args,
         mlp="partial" + "_relu" * (act == "relu") + "_gated" * spatial_gate,
         mlp_ratio=mlp_ratio,
         block=lambda stage, block: partial(NestedBlock, norm=False, mixer_skip=stage == last),
@@ -85,64 +87,12 @@ def partialnet(
     return model
 
 
-def convnext_pat(
-    depths: Sequence[int] = (3, 3, 9, 3),
-    dims: Sequence[int] = (96, 192, 384, 768),
-    num_heads: Sequence[int] = (1, 1, 1, 4),
-    kernel_size: int = 7,
-    spatial_gate: bool = False,
-    divisor: int = 4,
-    layer_scale: float | None = 1e-6,
-    attn_drop: float = 0.1,
-    mixers: Mixers = None,
-    mixer_args: MixerArgs | None = None,
-    **kwargs: Any,
-) -> Pyramid:
-    """ConvNeXt whose depth-wise convolutions gave way to partial ones, with partial attention in the last stage.
-
-    Args:
-        depths: Blocks of each stage.
-        dims: Channels of each stage.
-        num_heads: Heads of each stage; of the authors' mixers the last stage's alone has some.
-        kernel_size: Side of the convolutions.
-        spatial_gate: Whether MLPs end in a gate for pixels; they have no biases then.
-        divisor: Parts of the channels, of which one is convolved.
-        layer_scale: Initial value of per-channel factors on the branches; None for no factors.
-        attn_drop: Dropout of the attention weights in training.
-        mixers: Other token mixers, as `Pyramid` takes them; then `mixer_args` are theirs.
-        mixer_args: Arguments of other mixers.
-        **kwargs: Of `Pyramid`.
-    """
-    own = {"divisor": divisor, "kernel_size": kernel_size, "bias": True}
-    model = Pyramid(
-        depths,
-        dims,
-        num_heads,
-        stem="patch",
-        stem_args={"drop_ragged": True, "norm_eps": 1e-6},
-        downsample="patch",
-        downsample_args={"norm_first": True, "norm_eps": 1e-6},
-        mixers=mixers or _mixers(len(depths), True),
-        mixer_args=_mixer_args(len(depths) - 1, True, attn_drop, **own) if mixers is None else mixer_args,
-        mlp="plain_gated" if spatial_gate else "mlp",
-        layer_scale=layer_scale,
-        block=lambda stage, block: NestedBlock,
-        own_last_norm=True,
-        final_norm=False,
-        head="norm",
-        norm_eps=1e-6,
-        **kwargs,
-    )
-    model.apply(init_conv)
-    return model
-
-
-def _mixers(stages: int, attention: bool) -> list[str]:
+def mixers_of(stages: int, attention: bool) -> list[str]:
     """Mixer of each stage."""
     return ["partial_channel"] * (stages - 1) + ["partial_self"] if attention else ["partial_conv"] * stages
 
 
-def _mixer_args(last: int, attention: bool, attn_drop: float, **own: Any) -> Callable[[int, int], dict[str, Any]]:
+def mixer_args_of(last: int, attention: bool, attn_drop: float, **own: Any) -> Callable[[int, int], dict[str, Any]]:
     """Arguments of the mixers: those of all stages, and dropout where there is attention."""
     return lambda stage, block: {**own, "attn_drop": attn_drop} if attention and stage == last else own
 
@@ -178,6 +128,7 @@ KEYS = KeyMap(
         (r"^patch_embed\.proj\.", "stem.proj."),
         (r"^patch_embed\.norm\.", "stem.norm.bn."),
         (r"^stages\.(\d)\.(blocks|reduction|norm)\.", _part),
+        (r"\.spatial_mixing\.one_channel$", ".attn.convolved"),
         (r"\.spatial_mixing\.", ".attn."),
         *MIXER,
         (r"\.mlp\.0\.", ".mlp.fc1."),
@@ -190,50 +141,43 @@ KEYS = KeyMap(
         (r"^head\.", "head.fc."),
         (r"^avgpool_pre_head\.1\.weight$", "head.pre_logits.0.weight", pointwise),
     ),
+    constants=(r"\.spatial_mixing\.(?:I|one|c_div)$",),
 )
-CONVNEXT_KEYS = KeyMap(
-    "PartialNet's ConvNeXt",
-    (
-        (r"^stem\.0\.", "stem.proj."),
-        (r"^stem\.1\.", "stem.norm."),
-        (r"^stages\.(\d)\.downsample\.0\.", to_stage("down.norm.")),
-        (r"^stages\.(\d)\.downsample\.1\.", to_stage("down.proj.")),
-        (r"\.conv_dw\.", ".attn."),
-        *MIXER,
-        (r"\.mlp_conv([12])\.", r".mlp.fc\1."),
-        (r"\.mlp_spatial\.", ".mlp.gate."),
-        *GATE,
-        (r"\.gamma$", ".scale.gamma"),
-    ),
-)
-
 NAMES = {
     "depths": "depths", "embed_dim": "embed_dim", "dims": "dims", "mlp_ratio": "mlp_ratio", "n_div": "divisor",
-    "feature_dim": "head_dim", "num_classes": "num_classes", "drop_path_rate": "drop_path_rate",
-    "use_channel_attn": "attention", "use_spatial_attn": "spatial_gate",
+    "num_classes": "num_classes", "drop_path_rate": "drop_path_rate", "use_spatial_attn": "spatial_gate",
+    "feature_dim": "head_dim",
 }  # fmt: skip
+OWN_NAMES = {"use_channel_attn": "attention", "auto_div": "dynamic"}
 # What the reference has by default, and what no published model changes.
 DEFAULTS = {"use_channel_attn": True, "use_spatial_attn": False}
 FIXED = {"patch_size": 4, "patch_stride": 4, "patch_size2": 2, "patch_stride2": 2, "norm_layer": "BN",
-         "auto_div": False}  # fmt: skip
+         "pre_epoch": 0}  # fmt: skip
 
 
-def _from_reference(is_convnext: bool, record: Mapping[str, Any]) -> Pyramid | None:
-    """Model of a record of one of the two networks; None for one of the other."""
-    if ("dims" in record["config"]) != is_convnext:
-        return None
+def arguments(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Our constructor arguments of a record, but for those that one of the networks alone has.
+
+    Raises:
+        ValueError: If the reference was built as none of ours is.
+    """
     config = {**DEFAULTS, **record["config"]}
     wrong = {name: config[name] for name, value in FIXED.items() if config.get(name, value) != value}
     if wrong:
         raise ValueError(f"arguments {wrong} of the reference must be {FIXED}")
     args = {ours: config[name] for name, ours in NAMES.items() if name in config}
     scale = config.get("ls_init_value", config.get("layer_scale_init_value", 0))
-    args["layer_scale"] = scale if scale > 0 else None
-    if is_convnext:
-        args.pop("attention")
-        return convnext_pat(**args)
-    args["act"] = config.get("act_layer", "GELU").lower()
-    args["num_heads"] = (1, 1, 1, 4 if config.get("patnet_t0", True) else 6)
+    return {**args, "layer_scale": scale if scale > 0 else None}
+
+
+def _from_reference(record: Mapping[str, Any]) -> Pyramid | None:
+    """Model of a record; None for one of the ConvNeXt."""
+    config = {**DEFAULTS, **record["config"]}
+    if "dims" in config:
+        return None
+    own = {ours: config[name] for name, ours in OWN_NAMES.items() if name in config}
+    heads = (1, 1, 1, 4 if config.get("patnet_t0", True) else 6)
+    args = {**arguments(record), **own, "act": config.get("act_layer", "GELU").lower(), "num_heads": heads}
     if not config.get("fork_feat"):
         return partialnet(**args)
     model = partialnet(**args, output_norms=True)
@@ -253,23 +197,12 @@ VARIANTS = {
     "va_partialnet_m": _variant(128, (2, 3, 16, 4), 0.2),
     "va_partialnet_l": _variant(160, (2, 3, 20, 4), 0.3),
 }
-CONVNEXT_VARIANTS: dict[str, dict[str, Any]] = {
-    "va_convnext_pat_tiny": {"depths": (3, 3, 9, 3), "dims": (96, 192, 384, 768)}
-}
 WEIGHTS = {f"{name}.untrained": Published(name.removeprefix("va_"), "", crop_pct=0.9) for name in VARIANTS}
-CONVNEXT_WEIGHTS = {"va_convnext_pat_tiny.untrained": Published("convnext_tiny_pat", "", crop_pct=0.9)}
-
 # Without dropout, whose random numbers no two runs share.
 MICRO = {"depths": (1, 1, 2, 1), "num_heads": (1, 1, 1, 2), "attn_drop": 0.0}
 PARTIALNET = Family(
     "partialnet", "PartialNet", (PAPER, PATNET), "mit", "https://github.com/haiduo/PartialNet", partialnet, (KEYS,),
-    "partialnet", partial(_from_reference, False),
+    "partialnet", _from_reference,
     micros={"va_partialnet_t1": {**MICRO, "embed_dim": 8, "head_dim": 24}}, dense_args={"*": {"output_norms": True}},
 )  # fmt: skip
-CONVNEXT_PAT = Family(
-    "convnext_pat", "ConvNeXt with partial attention", (PAPER,), "mit", PARTIALNET.origin, convnext_pat,
-    (CONVNEXT_KEYS,), "partialnet", partial(_from_reference, True),
-    micros={"va_convnext_pat_tiny": {**MICRO, "dims": (8, 16, 24, 32)}}, dense_args={"*": {"output_norms": True}},
-)  # fmt: skip
 register(__name__, PARTIALNET, VARIANTS, WEIGHTS)
-register(__name__, CONVNEXT_PAT, CONVNEXT_VARIANTS, CONVNEXT_WEIGHTS)

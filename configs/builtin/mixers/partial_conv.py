@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The mixer `partial_conv` in the host of `visionattn study builtin/mixers`.
+
+Alone: visionattn train builtin/mixers/partial_conv
+"""
+
+_base_ = "../../_base_/mixer_study.py"
+
+model = dict(kwargs=dict(mixers=("identity", "identity", "partial_conv")))

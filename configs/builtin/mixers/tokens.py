@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The mixer `tokens` in the host of `visionattn study builtin/mixers`.
+
+Alone: visionattn train builtin/mixers/tokens
+"""
+
+_base_ = "../../_base_/mixer_study.py"
+
+model = dict(kwargs=dict(mixers=("identity", "identity", "tokens")))
