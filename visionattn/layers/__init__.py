@@ -76,7 +76,12 @@ from .names import pick, unknown
 from .norm import NORMS, LengthNorm, MapBatchNorm, RMSNorm, create_norm
 from .oversized import OversizedConvolution
 from .padding import pad_map, pad_to_multiple, pad_to_size
-from .partial import PartialChannelAttention, PartialConvolution, PartialSelfAttention
+from .partial import (
+    DynamicPartialConvolution,
+    PartialChannelAttention,
+    PartialConvolution,
+    PartialSelfAttention,
+)
 from .polarized import PolarizedAttention, PolarizedMixer
 from .pooling import average_cells
 from .recursive import GlobalLocalFilter, RecursiveGatedConvolution, resize_filter
@@ -144,6 +149,7 @@ __all__ = [
     "DilatedReparam",
     "DistanceAttention",
     "EfficientAttention",
+    "DynamicPartialConvolution",
     "EfficientMixer",
     "EnhancedAttention",
     "FlowAttention",

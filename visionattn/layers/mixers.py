@@ -31,12 +31,7 @@ from .inline import InlineAttention
 from .memory import MemoryAttention, RecurrentCacheAttention
 from .names import pick
 from .oversized import OversizedConvolution
-from .partial import (
-    DynamicPartialConvolution,
-    PartialChannelAttention,
-    PartialConvolution,
-    PartialSelfAttention,
-)
+from .partial import PartialChannelAttention, PartialConvolution, PartialSelfAttention
 from .polarized import PolarizedMixer
 from .recursive import RecursiveGatedConvolution
 from .relative import BottleneckAttention
@@ -115,7 +110,6 @@ MIXERS: dict[str, type[nn.Module]] = {
     "pooling": Pooling,
     "distance": DistanceAttention,
     "partial_conv": PartialConvolution,
-    "partial_dynamic": DynamicPartialConvolution,
     "partial_channel": PartialChannelAttention,
     "partial_self": PartialSelfAttention,
     "identity": Identity,

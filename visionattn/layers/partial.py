@@ -166,11 +166,11 @@ class DynamicPartialConvolution(nn.Module):
 
     In training all channels are convolved, in groups whose number gates decide: the mask of the weights is a Kronecker
     product of a 2x2 matrix for each gate, all ones where the gate is above 0, the identity elsewhere. Each identity
-    halves the channels that are convolved afterwards, in evaluation, by the first group's weights.
+    halves the channels that are convolved afterwards, in evaluation, by the first group's weights. Training and
+    evaluation compute different things, as in the reference, so this is no mixer for any host.
 
     Args:
         dim: Channels of the map, a power of 2 and at least 4.
-        num_heads: Not used; there, since all mixers take it.
         kernel_size: Side of the convolution, odd.
         proj_drop: Dropout of the result.
 
@@ -180,9 +180,7 @@ class DynamicPartialConvolution(nn.Module):
     Paper: Partial Channel Network: Compute Fewer, Perform Better, arXiv 2502.01303.
     """
 
-    cost = "O(N)"
-
-    def __init__(self, dim: int, num_heads: int = 1, kernel_size: int = 3, proj_drop: float = 0.0) -> None:
+    def __init__(self, dim: int, kernel_size: int = 3, proj_drop: float = 0.0) -> None:
         super().__init__()
         if dim < 4 or dim & (dim - 1):
             raise ValueError(f"dim={dim} must be a power of 2, at least 4")

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from visionattn.layers import NestedBlock, PooledMlpHead, init_conv
+from visionattn.layers import DynamicPartialConvolution, NestedBlock, PartialConvolution, PooledMlpHead, init_conv
 
 from ._checkpoint import KeyMap, pointwise
 from ._pyramid import MixerArgs, Pyramid
@@ -63,7 +63,7 @@ def partialnet(
         raise ValueError(f"act={act!r} must be 'relu' or 'gelu'")
     last = len(depths) - 1
     if dynamic and mixers is None:
-        mixers, mixer_args = "partial_dynamic", {}
+        mixers, mixer_args = "partial_conv", {}
     model = Pyramid(
         depths,
         [embed_dim * 2**i for i in range(len(depths))],
@@ -83,6 +83,10 @@ def partialnet(
         head=partial(PooledMlpHead, hidden=head_dim, act=act),
         **kwargs,
     )
+    if dynamic:
+        for module in model.modules():
+            if isinstance(module, NestedBlock) and isinstance(module.attn, PartialConvolution):
+                module.attn = DynamicPartialConvolution(sum(module.attn.split))
     model.apply(init_conv)
     return model
 
