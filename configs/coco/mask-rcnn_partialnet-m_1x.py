@@ -6,12 +6,6 @@
 The authors' settings; the backbones that they have for detection are older ones of other sizes. No figure is known.
 """
 
-_base_ = [
-    "../_base_/models/mask-rcnn.py",
-    "mmdet::_base_/datasets/coco_instance.py",
-    "../_base_/schedules/coco_1x_pvt.py",
-    "../_base_/dense_runtime.py",
-]
+_base_ = "./mask-rcnn_partialnet-s_1x.py"
 
-model = dict(backbone=dict(name="va_partialnet_m", pretrained=False))
-optim_wrapper = dict(optimizer=dict(lr=1e-4))
+model = dict(backbone=dict(name="va_partialnet_m"))

@@ -139,10 +139,10 @@ class GramianToken(nn.Module):
 
 def upper_triangle(side: int, device: torch.device) -> Tensor:
     """Where the entries of a matrix's upper triangle, diagonal included, lie in the flattened matrix, row by row."""
-    # By comparisons, since torch.triu_indices has no ONNX form.
+    # torch.triu_indices has no ONNX form: rows are counted up where each begins.
     row, entry = torch.arange(side, device=device), torch.arange(side * (side + 1) // 2, device=device)
-    starts = row * side - row * (row - 1) // 2
-    row = (entry >= starts[:, None]).sum(0) - 1
+    starts = (row * side - row * (row - 1) // 2)[1:]
+    row = torch.zeros_like(entry).scatter(0, starts, torch.ones_like(starts)).cumsum(0)
     return entry + row * (row + 1) // 2
 
 

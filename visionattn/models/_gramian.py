@@ -24,7 +24,7 @@ from visionattn.layers import (
 )
 
 from ._base import drop_path_rates
-from ._pyramid import Pyramid, Stage
+from ._pyramid import CONVNEXT, Pyramid, Stage
 from .cswin import cswin_args
 
 
@@ -100,8 +100,8 @@ class JoinedPyramid(Pyramid):
         if not 0 <= inner_maps < depths[2]:
             raise ValueError(f"inner_maps={inner_maps} must be less than the third stage's {depths[2]} blocks")
         super().__init__(
-            depths, dims, num_heads, global_pool="", drop_path_rate=drop_path_rate, final_norm=False,
-            own_last_norm=True, **kwargs,
+            depths, dims, num_heads, global_pool="", drop_path_rate=drop_path_rate,
+            **{**kwargs, "final_norm": False, "own_last_norm": True},
         )  # fmt: skip
         self.inner_maps, self.every = inner_maps, depths[2] // (inner_maps + 1)
         rate = drop_path_rates(drop_path_rate, depths)[-1][-1]
@@ -121,10 +121,14 @@ class JoinedPyramid(Pyramid):
         for i, level in enumerate(self.levels[: last + 1]):
             if i > 0:
                 x = self.advance(i - 1, x)
-            for number, block in enumerate(cast(Stage, level).blocks, 1):
+            stage = cast(Stage, level)
+            for number, block in enumerate(stage.blocks, 1):
                 x = self.run_block(block, x)
+                if number == 1:
+                    x = stage.position(x)
                 if i == 2 and number % self.every == 0 and len(inner) < self.inner_maps:
                     inner.append(x)
+            x = stage.norm(x)
             maps.append(x)
         taken = {i: maps[i] for i in take}
         if self.joint is None or last < 3:
@@ -193,15 +197,10 @@ def ga_convnext(
         inner_maps,
         ExcitedBottleneck,
         partial(_head, token, branches),
-        stem="patch",
-        stem_args={"drop_ragged": True, "norm_eps": 1e-6},
-        downsample="patch",
-        downsample_args={"norm_first": True, "norm_eps": 1e-6},
         mixers=mixers,
         layer_scale=layer_scale,
         block=lambda stage, block: NestedBlock,
-        norm_eps=1e-6,
-        **kwargs,
+        **{**CONVNEXT, **kwargs},
     )
     model.apply(init_conv)
     return model

@@ -27,6 +27,13 @@ MixerArgs = Mapping[str, Any] | Callable[[int, int], Mapping[str, Any]]
 # What makes one block, called as `Block` is; from (stage, index of the block in it).
 BlockOf = Callable[[int, int], Callable[..., nn.Module]]
 
+# Arguments of `Pyramid` that ConvNeXt and what grew from it share: patches, norms before them, one after the pooling.
+CONVNEXT: dict[str, Any] = {
+    "stem": "patch", "stem_args": {"drop_ragged": True, "norm_eps": 1e-6}, "downsample": "patch",
+    "downsample_args": {"norm_first": True, "norm_eps": 1e-6}, "norm_eps": 1e-6, "own_last_norm": True,
+    "final_norm": False,
+}  # fmt: skip
+
 
 class Stage(nn.Module):
     """Blocks at one resolution, and the downsampler that leads to the next.

@@ -10,7 +10,7 @@ from typing import Any
 from visionattn.layers import NestedBlock, init_conv
 
 from ._checkpoint import KeyMap, to_stage
-from ._pyramid import MixerArgs, Pyramid
+from ._pyramid import CONVNEXT, MixerArgs, Pyramid
 from ._registry import Family, Published, register
 from .partialnet import GATE, MICRO, MIXER, PAPER, PARTIALNET, Mixers, arguments, mixer_args_of, mixers_of
 
@@ -48,20 +48,13 @@ def convnext_pat(
         depths,
         dims,
         num_heads,
-        stem="patch",
-        stem_args={"drop_ragged": True, "norm_eps": 1e-6},
-        downsample="patch",
-        downsample_args={"norm_first": True, "norm_eps": 1e-6},
         mixers=mixers or mixers_of(len(depths), True),
         mixer_args=mixer_args_of(len(depths) - 1, True, attn_drop, **own) if mixers is None else mixer_args,
         mlp="plain_gated" if spatial_gate else "mlp",
         layer_scale=layer_scale,
         block=lambda stage, block: NestedBlock,
-        own_last_norm=True,
-        final_norm=False,
         head="norm",
-        norm_eps=1e-6,
-        **kwargs,
+        **{**CONVNEXT, **kwargs},
     )
     model.apply(init_conv)
     return model

@@ -11,7 +11,7 @@ from typing import Any
 from visionattn.layers import init_conv
 
 from ._checkpoint import KeyMap, pointwise, to_stage
-from ._pyramid import MixerArgs, Pyramid
+from ._pyramid import CONVNEXT, MixerArgs, Pyramid
 from ._registry import Dense, Family, Paper, Published, register
 
 PAPER = Paper("HorNet: Efficient High-Order Spatial Interactions with Recursive Gated Convolutions", "2207.14284")
@@ -61,18 +61,11 @@ def hornet(
         depths,
         [embed_dim * 2**i for i in range(len(depths))],
         num_heads or [1] * len(depths),
-        stem="patch",
-        stem_args={"drop_ragged": True, "norm_eps": 1e-6},
-        downsample="patch",
-        downsample_args={"norm_first": True, "norm_eps": 1e-6},
         mixers=mixers or "recursive_gated",
         mixer_args=gated if mixers is None else mixer_args,
         layer_scale=layer_scale,
-        own_last_norm=True,
-        final_norm=False,
         head="norm",
-        norm_eps=1e-6,
-        **kwargs,
+        **{**CONVNEXT, **kwargs},
     )
     model.apply(init_conv)
     return model

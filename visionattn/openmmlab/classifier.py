@@ -11,6 +11,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.model import BaseModel
 from mmengine.registry import METRICS, MODELS
 from timm.data import Mixup
+from timm.loss import BinaryCrossEntropy
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -64,7 +65,8 @@ class TimmClassifier(BaseModel):
             raise ValueError(f"label_smoothing={label_smoothing} must lie in [0, 1)")
         super().__init__(data_preprocessor)
         self.model = create_model(name, pretrained=pretrained, num_classes=num_classes, **(kwargs or {}))
-        self.label_smoothing, self.binary = label_smoothing, binary
+        self.label_smoothing = label_smoothing
+        self.binary = BinaryCrossEntropy(label_smoothing) if binary else None
         self.aux_weight, self.branch_weight = aux_weight, branch_weight
         for option, weight, method in (
             ("aux_weight", aux_weight, "set_aux_training"),
@@ -153,11 +155,9 @@ class TimmClassifier(BaseModel):
 
     def _entropy(self, logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
         """Cross-entropy of logits `(B, classes)` and classes `(B,)` or their shares `(B, classes)`."""
-        if not self.binary:
-            return F.cross_entropy(logits, target, label_smoothing=label_smoothing)
-        if target.ndim == 1:
-            target = F.one_hot(target, logits.shape[1]) * (1 - label_smoothing) + label_smoothing / logits.shape[1]
-        return F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype))
+        if self.binary is not None:  # smooths by itself what is not mixed
+            return self.binary(logits, target)
+        return F.cross_entropy(logits, target, label_smoothing=label_smoothing)
 
 
 def divergence(branches: Sequence[Tensor]) -> Tensor:
