@@ -19,7 +19,7 @@ READY := $(VENV)/.visionattn-installed
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-detection demo-segmentation study test lint format bench gpu-check clean
+.PHONY: help venv demo demo-detection demo-one-stage demo-segmentation study test lint format bench gpu-check clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -41,6 +41,9 @@ demo: $(READY) ## train on real images, evaluate, draw, export to ONNX: minutes 
 
 demo-detection: $(READY) ## train a Mask R-CNN, evaluate it again, draw boxes and masks: minutes on two cores
 	$(PYTHON) tools/demo_dense.py detection $(DEMO_ARGS)
+
+demo-one-stage: $(READY) ## train an ATSS, a detector of one stage, the same way: minutes on two cores
+	$(PYTHON) tools/demo_dense.py one-stage $(DEMO_ARGS)
 
 demo-segmentation: $(READY) ## train an UPerNet, evaluate it again, draw class maps: minutes on two cores
 	$(PYTHON) tools/demo_dense.py segmentation $(DEMO_ARGS)

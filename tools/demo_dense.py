@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Detection or segmentation on real images: train, evaluate the checkpoint in a new process, draw, sum up.
 
-    python tools/demo_dense.py detection|segmentation [--work-dir work_dirs/demo-detection] [key=value ...]
+    python tools/demo_dense.py detection|one-stage|segmentation [--work-dir work_dirs/demo-detection] [key=value ...]
 
 Exits with 1 if a figure on the held-back scenes is too low, or if the reloaded checkpoint measures differently from the
 training run.
@@ -29,6 +29,7 @@ class Demo(NamedTuple):
 
 DEMOS = {
     "detection": Demo("builtin/scenes_mask-rcnn_nat-micro", {"coco/bbox_mAP_50": 0.80, "coco/segm_mAP_50": 0.70}),
+    "one-stage": Demo("builtin/scenes_atss_nat-micro", {"coco/bbox_mAP_50": 0.80}),
     "segmentation": Demo("builtin/scenes_upernet_nat-micro", {"mIoU": 75.0}),
 }
 

@@ -368,6 +368,7 @@ FREE = ({0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.expo
 OTHER_SIZES = [((40, 56), 3), ((75, 61), 1), ((34, 50), 2), ((129, 40), 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", COSTLY)
 def test_exports_with_any_batch_and_size(key):
     # Two stages have all there is to trace; tracing takes seconds a block.

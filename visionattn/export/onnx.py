@@ -18,6 +18,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from onnx_ir.passes import common as passes
+from onnxscript.optimizer import fold_constants
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -223,19 +225,27 @@ def _write_checked(model: nn.Module, path: Path, plan: _Plan, free: bool) -> dic
 
 
 def _save(program: Any, path: Path) -> None:
-    """Write a program, optimised where the optimiser's graph is valid: some of its rules lose a constant."""
-    plain = path.with_name(f"{path.stem}.plain{path.suffix}")
-    try:
-        program.save(str(plain), external_data=False)
-        program.optimize()
-        program.save(str(path), external_data=False)
-        try:
-            onnx.checker.check_model(str(path), full_check=True)
-        except onnx.checker.ValidationError:
-            onnx.checker.check_model(str(plain), full_check=True)
-            plain.replace(path)
-    finally:
-        plain.unlink(missing_ok=True)
+    """Write a program with its constants folded and what is repeated or unused left out.
+
+    onnxscript's pattern rules stay out: they take as long as the export itself and leave some graphs invalid, and
+    onnxruntime, which has rules of its own, runs none faster for them.
+    """
+    passes.InlinePass()(program.model)
+    fold_constants(program.model)
+    for change in (
+        passes.IdentityEliminationPass(),
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        passes.LiftSubgraphInitializersToMainGraphPass(),
+        passes.DeduplicateInitializersPass(),
+        passes.CommonSubexpressionEliminationPass(),
+        passes.RemoveUnusedNodesPass(),
+        passes.RemoveUnusedFunctionsPass(),
+        passes.RemoveUnusedOpsetsPass(),
+        passes.NameFixPass(),
+    ):
+        change(program.model)
+    program.save(str(path), external_data=False)
+    onnx.checker.check_model(str(path), full_check=True)
 
 
 def _session(path: Path) -> Any:

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from visionattn.kernels import tiling
 from visionattn.kernels.pattern import AxisTiles, LocalPattern, is_symbolic
-from visionattn.kernels.tiling import BiasIndex, cut_axes, extended, home_rows, largest, tile_rows
+from visionattn.kernels.tiling import BiasIndex, cut_axes, extended, home_rows, largest, tile_biases, tile_rows
 
 
 class Inputs(NamedTuple):
@@ -158,7 +158,7 @@ def _all_at_once(options: Options, explicit: bool, *flat: Tensor | None) -> tupl
     def each_tile(extra: Tensor | None) -> Tensor | None:
         return None if extra is None else extra[:, None].expand(-1, n, -1, -1, -1).flatten(0, 1)
 
-    bias = BiasIndex.of(axes, options.pattern).bias(extended(x.bias, x.q.dtype), x.q.dtype)
+    bias = tile_biases(axes, options.pattern, x.bias, x.q.dtype)
     if bias is not None and (is_symbolic(bias.shape[0]) or bias.shape[0] > 1):
         bias = bias.repeat(batch, 1, 1, 1)
     if key_ok is not None:

@@ -39,6 +39,13 @@ def several(count: int) -> int:
     return torch.sym_max(count, 2) if is_symbolic(count) else count  # type: ignore[return-value]
 
 
+def surely_equal(*sizes: int) -> bool:
+    """Whether a tracer's sizes are one expression; asking does not tie the trace to the answer."""
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # slow to import
+
+    return all(statically_known_true(size == sizes[0]) for size in sizes[1:])
+
+
 class AxisTiles(NamedTuple):
     """One axis cut into tiles of ``T`` queries, each with the ``S`` keys that hold their windows.
 
@@ -106,8 +113,10 @@ class AxisPattern(NamedTuple):
         return self.dilation * ceil_div(self.group_length(length), tile)
 
     def keys(self, length: int, tile: int) -> int:
-        """Keys that a tile reads along an axis of ``length`` (concrete) keys."""
-        return self.span(tile) if self.boundary == "pad" else min(self.span(tile), self.group_length(length))
+        """Keys that a tile reads along an axis of ``length`` keys."""
+        if self.boundary == "pad":
+            return self.span(tile)
+        return torch.sym_min(self.span(tile), self.group_length(length))  # type: ignore[return-value]
 
     def tile_sizes(self, length: int) -> list[int]:
         """Tile lengths worth considering for an axis of ``length`` (concrete) keys."""
@@ -120,15 +129,28 @@ class AxisPattern(NamedTuple):
         return sorted(multiples | {part for part in (1, 2, 4, 8) if s % part == 0})
 
     def tiles(self, key_length: int, query_length: int, tile: int, device: torch.device) -> AxisTiles:
-        """Cut the axis into tiles of ``tile`` queries."""
+        """Cut the axis into tiles of ``tile`` queries; into one where a tracer can tell that all see all keys."""
+        if is_symbolic(self.kernel_size) and self._sees_all(key_length):
+            return self._one_tile(key_length, device)
         if self.boundary == "pad":
             return self._padded_tiles(key_length, query_length, tile, device)
         return self._shifted_tiles(key_length, tile, device)
 
+    def _sees_all(self, length: int) -> bool:
+        """Whether a tracer can tell that every query's window is the axis."""
+        if self.causal or self.shifts or not surely_equal(1, self.dilation, self.query_stride):
+            return False
+        return surely_equal(length, self.kernel_size, *[self.stride] * (self.boundary == "pad"))
+
+    def _one_tile(self, length: int, device: torch.device) -> AxisTiles:
+        at = torch.arange(length, device=device)
+        relation = at[None] - at[:, None] + length - 1
+        return AxisTiles(at[None], None, at[None], None, relation[None], None, torch.zeros_like(at), at)
+
     def _shifted_tiles(self, length: int, tile: int, device: torch.device) -> AxisTiles:
         k, d = self.kernel_size, self.dilation
         longest = self.group_length(length)
-        span = self.span(tile) if is_symbolic(length) else self.keys(length, tile)
+        span = self.keys(length, tile)
         count = several(ceil_div(longest, tile))
         index = torch.arange(d * count, device=device)[:, None]  # (tiles, 1), group by group
         group = index // count
@@ -149,7 +171,7 @@ class AxisPattern(NamedTuple):
             key=group + d * torch.minimum(key, n - 1),
             key_ok=None,
             relation=(distance + k - 1).clamp(0, 2 * k - 2),
-            allowed=None if span == k and not self.causal else allowed,
+            allowed=None if not is_symbolic(span) and span == k and not self.causal else allowed,
             home_tile=(position - member * d) * count + home,
             home_offset=member - home * tile,
         )

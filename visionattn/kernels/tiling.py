@@ -74,6 +74,40 @@ class BiasIndex(NamedTuple):
         return torch.where(self.index == self.size, -math.inf, 0.0).to(dtype)[:, None]
 
 
+def tile_biases(
+    axes: Sequence[AxisTiles], pattern: LocalPattern, table: Tensor | None, dtype: torch.dtype
+) -> Tensor | None:
+    """Bias and mask (n or 1, heads or 1, T, S) of all tiles at once from a table (heads, ...); None where all is 0.
+
+    Reading the table entry by entry is the slowest way for runtimes of exported graphs, so that each tile is read but
+    once where tiles differ only in their masks, and by products with rows of one 1 where they differ.
+    """
+    if table is None:
+        return BiasIndex.of(axes, pattern).bias(None, dtype)
+    if any(is_symbolic(axis.relation.shape[0]) or axis.relation.shape[0] > 1 for axis in axes):
+        return _biases_by_axis(axes, table.to(dtype))
+    alike = BiasIndex.of([axis._replace(allowed=None) for axis in axes], pattern)
+    bias, mask = alike.bias(table.flatten(1).to(dtype), dtype), BiasIndex.of(axes, pattern).bias(None, dtype)
+    return bias if mask is None or bias is None else bias + mask
+
+
+def _biases_by_axis(axes: Sequence[AxisTiles], table: Tensor) -> Tensor:
+    """Bias and mask (n, heads, T, S) from a table (heads, entries of each axis)."""
+    rank, heads = len(axes), table.shape[0]
+    shapes = [(axis.query.shape[0], *axis.relation.shape[1:]) for axis in axes]  # (n, T, S) of each
+    for axis, shape in zip(axes, shapes, strict=True):
+        entries = torch.arange(table.shape[1], device=table.device)
+        chosen = entries[:, None] == axis.relation.expand(shape).flatten()
+        table = table.movedim(1, -1) @ chosen.to(table.dtype)
+    for number, (axis, shape) in enumerate(zip(axes, shapes, strict=True)):
+        if axis.allowed is not None:
+            hidden = torch.where(axis.allowed.expand(shape), 0.0, -math.inf).to(table.dtype)
+            table = table + hidden.reshape(-1, *[1] * (rank - 1 - number))
+    parts = [range(1 + part, 1 + 3 * rank, 3) for part in range(3)]
+    tiles = table.reshape(heads, *itertools.chain(*shapes)).permute(*parts[0], 0, *parts[1], *parts[2])
+    return tiles.flatten(0, rank - 1).flatten(2, 1 + rank).flatten(3)
+
+
 def extended(table: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """A bias table (heads, ...) as (heads, size + 1), with an entry of minus infinity for hidden pairs."""
     return None if table is None else F.pad(table.flatten(1).to(dtype), (0, 1), value=-math.inf)
@@ -142,9 +176,12 @@ def cut_axes(
     whole_blocks: bool,
     device: torch.device,
 ) -> tuple[AxisTiles, ...]:
-    """The axes of a map cut into tiles; tracers get the same tile for all sizes, since theirs may be symbolic."""
+    """The axes of a map cut into tiles; compilers get the same tile for all sizes, since theirs may be symbolic."""
     axes = pattern.axes(len(key_size))
-    if torch.compiler.is_compiling() or is_symbolic(*key_size):
+    compiles = torch.compiler.is_compiling() and not torch.compiler.is_exporting()  # which shows symbols as such
+    if is_symbolic(*key_size) and pattern.boundary == "shift":
+        tile = tuple(_half_a_window(axis) for axis in axes)
+    elif compiles or is_symbolic(*key_size):
         known = tuple(
             axis._replace(shift=0, kernel_size=64 if is_symbolic(axis.kernel_size) else axis.kernel_size)
             for axis in axes
@@ -155,3 +192,10 @@ def cut_axes(
         tile = choose_tile(axes, tuple(key_size), head_dim, whole_blocks)
     sizes = zip(axes, key_size, query_size, tile, strict=True)
     return tuple(axis.tiles(keys, queries, side, device) for axis, keys, queries, side in sizes)
+
+
+def _half_a_window(axis: AxisPattern) -> int:
+    """Queries of a tile for maps of any size: few visited keys, and two tiles, the least of a tracer, on small maps."""
+    if is_symbolic(axis.kernel_size, axis.stride, axis.dilation):
+        return 64
+    return min(side for side in axis.tile_sizes(64 * axis.dilation) if side >= min(max(4, axis.kernel_size // 2), 32))
